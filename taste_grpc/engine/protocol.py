@@ -13,6 +13,8 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from taste_grpc.audio.waveform import Waveform as Waveform  # noqa: PLC0414 - part of this module's interface
+
 Int64Array = npt.NDArray[np.int64]
 Float32Array = npt.NDArray[np.float32]
 
@@ -20,19 +22,6 @@ Role = Literal["system", "user", "assistant"]
 Modality = Literal["text", "audio"]
 CompletionReason = Literal["continuing", "segment_end", "finished", "no_speech", "max_length"]
 PartName = Literal["audio_tower", "spoken_lm", "speech_decoder", "voice_generator", "speaker_encoder"]
-
-
-@dataclass(frozen=True, slots=True)
-class Waveform:
-    """Mono audio: `samples` `[T]` float32 in [-1, 1] at `sample_rate_hz`."""
-
-    samples: Float32Array
-    sample_rate_hz: int
-
-    @property
-    def duration_ms(self) -> float:
-        """Length in milliseconds."""
-        return 1000.0 * len(self.samples) / self.sample_rate_hz
 
 
 @dataclass(frozen=True, slots=True)
