@@ -9,35 +9,18 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from taste_grpc.model.abort import AbortCheck, never_abort
 from taste_grpc.model.kv_slots import KeyValueSlots
+from taste_grpc.model.rvq import ResidualVQ
 from taste_grpc.model.sampler import Action, Draws, Sampler, SamplerStep, SamplingParams, TasteAction
 from taste_grpc.model.spoken_lm import SpokenLM, speech_rows
 from taste_grpc.model.tokens import TokenSets
 
 _TASTE_LOGIT = 1000.0  # what the published model gives the chosen code; all others get 0
-
-
-class Codebooks(Protocol):
-    """The residual quantiser, as far as generation needs it."""
-
-    def output_from_indices(self, indices: Tensor) -> Tensor:
-        """Codes `[..., Q]` to speech embeddings `[..., A]`."""
-        ...
-
-    def indices_from_code(self, code: Tensor) -> Tensor:
-        """Latents `[..., latent]` to codes `[..., Q]`."""
-        ...
-
-    @property
-    def codebook_size(self) -> int:
-        """Entries of one codebook."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -73,7 +56,7 @@ def text_prompt(lm: SpokenLM, text_ids: Sequence[int]) -> Prompt:
 
 
 def _spoken_rows(
-    lm: SpokenLM, codebooks: Codebooks, text_ids: Sequence[int], word_ids: Sequence[int], taste_rows: Tensor
+    lm: SpokenLM, codebooks: ResidualVQ, text_ids: Sequence[int], word_ids: Sequence[int], taste_rows: Tensor
 ) -> tuple[Tensor, Tensor]:
     audio = speech_rows(
         taste_rows.to(lm.device), word_ids, lm.pad_audio_unit_embed, lm.config.delay, codebooks.output_from_indices
@@ -83,7 +66,7 @@ def _spoken_rows(
 
 
 def audio_prompt(
-    lm: SpokenLM, codebooks: Codebooks, text_ids: Sequence[int], word_ids: Sequence[int], taste_rows: Tensor
+    lm: SpokenLM, codebooks: ResidualVQ, text_ids: Sequence[int], word_ids: Sequence[int], taste_rows: Tensor
 ) -> Prompt:
     """Speech to go on from. `taste_rows` `[L, Q]` with each word's row at its first id."""
     rows, pending = _spoken_rows(lm, codebooks, text_ids, word_ids, taste_rows)
@@ -92,7 +75,7 @@ def audio_prompt(
 
 def instruct_prompt(
     lm: SpokenLM,
-    codebooks: Codebooks,
+    codebooks: ResidualVQ,
     prefix_ids: Sequence[int],
     text_ids: Sequence[int],
     word_ids: Sequence[int],
@@ -195,7 +178,7 @@ def start_generations(
 
 def decode_step(
     lm: SpokenLM,
-    codebooks: Codebooks,
+    codebooks: ResidualVQ,
     cache: KeyValueSlots,
     generations: Sequence[Generation],
     abort: AbortCheck = never_abort,
@@ -208,7 +191,7 @@ def decode_step(
     text_logits = lm.text_logits(hidden)  # [B, V]
     latents = lm.taste_latent(hidden)  # [B, latent]
     codes = codebooks.indices_from_code(latents)  # [B, Q]
-    taste_logits = torch.nn.functional.one_hot(codes, codebooks.codebook_size).float() * _TASTE_LOGIT
+    taste_logits = torch.nn.functional.one_hot(codes, codebooks.config.codebook_size).float() * _TASTE_LOGIT
     results = []
     for i, generation in enumerate(generations):
         sampled = generation.sampler.step(text_logits[i], taste_logits[i])
@@ -222,7 +205,7 @@ def decode_step(
 
 def _feed_back(
     lm: SpokenLM,
-    codebooks: Codebooks,
+    codebooks: ResidualVQ,
     cache: KeyValueSlots,
     generations: Sequence[Generation],
     steps: Sequence[SamplerStep],
@@ -240,7 +223,7 @@ def _feed_back(
         generation.hidden = hidden[i, 0]
 
 
-def _accompanying_audio(lm: SpokenLM, codebooks: Codebooks, generation: Generation, step: SamplerStep) -> Tensor:
+def _accompanying_audio(lm: SpokenLM, codebooks: ResidualVQ, generation: Generation, step: SamplerStep) -> Tensor:
     """The speech embedding `[A]` that is fused with a step's text id."""
     if step.taste_action == TasteAction.WAIT:
         return lm.pad_audio_unit_embed.float()
@@ -280,7 +263,7 @@ class GeneratedText:
 
 def generate_all(
     lm: SpokenLM,
-    codebooks: Codebooks,
+    codebooks: ResidualVQ,
     prompt: Prompt,
     params: SamplingParams,
     sets: TokenSets,

@@ -186,8 +186,7 @@ class SpokenLM(nn.Module):
         super().__init__()
         self.config = config
         llama_config = LlamaConfig(**_llama_settings(config.llama), attn_implementation=config.attn_implementation)
-        with torch.device("meta"):
-            llama = LlamaForCausalLM(llama_config)
+        llama = LlamaForCausalLM(llama_config)
         llama.model.rotary_emb = RoundedRotaryEmbedding(llama_config, config.rotary_dtype)
         if config.lora is not None:
             add_adapters(llama.model.layers, config.lora)
@@ -325,8 +324,8 @@ def speech_rows(
 ) -> Tensor:
     """Speech embeddings of a prompt, each word's put where the next but `delay - 1` word stands.
 
-    The row of word k goes to the first id of word k + delay and is repeated until the next one; ids
-    before that carry `pad`; the last `delay` words' rows follow after the text.
+    The row of word k goes to the first id of word k + delay and is repeated until the next one, also
+    over words that have no codes; ids before that carry `pad`; the last `delay` words' rows follow after the text.
 
     Args:
         taste_rows: `[L, Q]` int64; the row of a word stands at its first id.
@@ -345,7 +344,19 @@ def speech_rows(
     places = starts[delay:] + [length + delay - min(delay, words) + k for k in range(min(delay, words))]
     rows = pad.float().expand(length + delay, -1).clone()
     if words:
-        embedded = output_from_indices(taste_rows[torch.tensor(starts, device=taste_rows.device)]).float()
+        word_rows = taste_rows[torch.tensor(_last_coded(taste_rows, starts), device=taste_rows.device)]
+        embedded = output_from_indices(word_rows).float()
         for word, (place, end) in enumerate(zip(places, [*places[1:], length + delay], strict=True)):
             rows[place:end] = embedded[word]
     return rows
+
+
+def _last_coded(taste_rows: Tensor, starts: Sequence[int]) -> list[int]:
+    """For each word start, the newest start up to it whose row carries codes (itself when there is none)."""
+    coded = (taste_rows[:, 0] != -1).tolist()
+    newest: int | None = None
+    chosen = []
+    for start in starts:
+        newest = start if coded[start] or newest is None else newest
+        chosen.append(newest)
+    return chosen

@@ -1,0 +1,265 @@
+"""Reading checkpoints in the published layout into modules, tensor by tensor.
+
+A module is built on the meta device under the published names; each stored tensor is then mapped
+from its file, converted and put in place, so that no second copy of the model is ever held.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import sys
+import zipfile
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from taste_grpc.errors import CheckpointError
+from taste_grpc.model.lora import LoraLinear, merge_lora
+
+_SINGLE = "model.safetensors"
+_INDEX = "model.safetensors.index.json"
+_NAMES_SHOWN = 6
+
+DtypePolicy = Callable[[str], torch.dtype]
+"""Target dtype of a floating-point tensor, by its published name."""
+
+
+class TensorSource(Protocol):
+    """Stored tensors by name."""
+
+    shapes: Mapping[str, tuple[int, ...]]
+
+    def tensor(self, name: str) -> Tensor:
+        """One tensor on the CPU, in its stored dtype."""
+        ...
+
+    def describe(self, name: str) -> str:
+        """File a tensor is stored in, for error messages."""
+        ...
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises CheckpointError naming the file."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is missing") from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} is not a JSON object")
+    return content
+
+
+class SafetensorsSource:
+    """The tensors of `model.safetensors`, or of the shards its index names, in `directory`."""
+
+    def __init__(self, directory: Path) -> None:
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self._files: dict[str, Any] = {}
+        self._file_of: dict[str, str] = {}
+        self._directory = directory
+        for file in self._file_names():
+            self._open(file)
+
+    def _file_names(self) -> list[str]:
+        if (self._directory / _INDEX).is_file():
+            weight_map = read_json(self._directory / _INDEX).get("weight_map")
+            if not isinstance(weight_map, dict) or not weight_map:
+                raise CheckpointError(f"{self._directory / _INDEX} has no weight_map")
+            return sorted(set(weight_map.values()))
+        if (self._directory / _SINGLE).is_file():
+            return [_SINGLE]
+        raise CheckpointError(f"{self._directory} has neither {_SINGLE} nor {_INDEX}")
+
+    def _open(self, file: str) -> None:
+        path = self._directory / file
+        if not path.is_file():
+            raise CheckpointError(f"{path} is missing, but {_INDEX} names it")
+        try:
+            handle = safe_open(path, framework="pt")
+            for name in handle.keys():  # noqa: SIM118 - not a mapping
+                self.shapes[name] = tuple(handle.get_slice(name).get_shape())
+                self._file_of[name] = file
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{path} is damaged or truncated: {error}") from error
+        self._files[file] = handle
+
+    def tensor(self, name: str) -> Tensor:
+        """One tensor, mapped from its file."""
+        try:
+            tensor: Tensor = self._files[self._file_of[name]].get_tensor(name)
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{self.describe(name)}: tensor {name} cannot be read: {error}") from error
+        return tensor
+
+    def describe(self, name: str) -> str:
+        """Path of the file a tensor is (or would be) in."""
+        return str(self._directory / self._file_of.get(name, _SINGLE))
+
+
+class TorchSource:
+    """The tensors of a `torch.save` file holding a plain dictionary of tensors. Code in it is never run."""
+
+    def __init__(self, path: Path) -> None:
+        if not path.is_file():
+            raise CheckpointError(f"{path} is missing")
+        try:
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        except pickle.UnpicklingError as error:
+            reason = str(error).split("\n", 1)[0]
+            raise CheckpointError(f"{path} holds more than tensors and was refused: {reason}") from error
+        except (RuntimeError, OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            raise CheckpointError(f"{path} is damaged or truncated: {str(error).splitlines()[0]}") from error
+        if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+            raise CheckpointError(f"{path} is not a plain dictionary of tensors")
+        self._path = path
+        self._tensors: dict[str, Tensor] = content
+        self.shapes = {name: tuple(tensor.shape) for name, tensor in content.items()}
+
+    def tensor(self, name: str) -> Tensor:
+        """One tensor."""
+        return self._tensors[name]
+
+    def describe(self, name: str) -> str:
+        """Path of the file."""
+        return str(self._path)
+
+
+def check_names(module: nn.Module, source: TensorSource, optional: Iterable[str] = ()) -> None:
+    """Hold the names and shapes `module` expects against what is stored.
+
+    Raises:
+        CheckpointError: one message with every missing, unexpected and misshapen tensor.
+    """
+    expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    missing = sorted(expected.keys() - source.shapes.keys() - set(optional))
+    unexpected = sorted(source.shapes.keys() - expected.keys())
+    misshapen = [
+        f"{name} is {list(source.shapes[name])}, expected {list(shape)}"
+        for name, shape in sorted(expected.items())
+        if name in source.shapes and source.shapes[name] != shape
+    ]
+    problems = [
+        f"{len(names)} {kind}: {_some(names)}"
+        for kind, names in (("missing", missing), ("unexpected", unexpected), ("misshapen", misshapen))
+        if names
+    ]
+    if problems:
+        first = (missing or unexpected or [line.split(" ", 1)[0] for line in misshapen])[0]
+        raise CheckpointError(f"{source.describe(first)}: tensors do not fit the configuration; {'; '.join(problems)}")
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(names[:_NAMES_SHOWN])
+    return shown if len(names) <= _NAMES_SHOWN else f"{shown} and {len(names) - _NAMES_SHOWN} more"
+
+
+def load_into(
+    module: nn.Module,
+    source: TensorSource,
+    *,
+    device: torch.device,
+    dtype_of: DtypePolicy,
+    ties: Mapping[str, str] | None = None,
+    show_progress: bool | None = None,
+    description: str = "loading",
+) -> None:
+    """Fill `module`, built on the meta device, from `source`.
+
+    Adapters are merged in float32 before the cast, and every submodule with a `fold_` method is folded.
+
+    Args:
+        device: where the tensors go.
+        dtype_of: target dtype of floating-point tensors.
+        ties: tensors that may be absent, with the name of the one that stands in for each.
+        show_progress: None shows a bar on a terminal only.
+        description: text beside the bar.
+
+    Raises:
+        CheckpointError: names or shapes do not fit, or a file is damaged.
+    """
+    ties = ties or {}
+    check_names(module, source, optional=ties)
+    total = sum(torch.Size(shape).numel() for shape in source.shapes.values())
+    hidden = None if show_progress is None else not show_progress
+    with tqdm(total=total, desc=description, unit="numbers", unit_scale=True, disable=hidden, file=sys.stderr) as bar:
+
+        def fetch(name: str) -> Tensor:
+            tensor = source.tensor(name)
+            bar.update(tensor.numel())
+            return tensor
+
+        _merge_adapters(module, fetch, device, dtype_of)
+        _fill(module, source, fetch, device, dtype_of)
+    for name, stand_in in ties.items():
+        if name not in source.shapes:
+            _place(module, name, _lookup(module, stand_in))
+    for child in module.modules():
+        fold = getattr(child, "fold_", None)
+        if fold is not None:
+            fold()
+
+
+def _convert(tensor: Tensor, name: str, device: torch.device, dtype_of: DtypePolicy) -> Tensor:
+    dtype = dtype_of(name) if tensor.is_floating_point() else tensor.dtype
+    return tensor.to(device=device, dtype=dtype)
+
+
+def _merge_adapters(
+    module: nn.Module, fetch: Callable[[str], Tensor], device: torch.device, dtype_of: DtypePolicy
+) -> None:
+    for name, child in list(module.named_modules()):
+        if not isinstance(child, LoraLinear):
+            continue
+        merged = merge_lora(
+            fetch(f"{name}.base_layer.weight").to(device),
+            fetch(f"{name}.lora_A.default.weight").to(device),
+            fetch(f"{name}.lora_B.default.weight").to(device),
+            child.scale,
+        )
+        with torch.device("meta"):
+            plain = nn.Linear(
+                child.base_layer.in_features, child.base_layer.out_features, bias=child.base_layer.bias is not None
+            )
+        plain.weight = nn.Parameter(merged.to(dtype_of(f"{name}.base_layer.weight")), requires_grad=False)
+        if child.base_layer.bias is not None:
+            bias = _convert(fetch(f"{name}.base_layer.bias"), f"{name}.base_layer.bias", device, dtype_of)
+            plain.bias = nn.Parameter(bias, requires_grad=False)
+        parent, _, attribute = name.rpartition(".")
+        setattr(module.get_submodule(parent), attribute, plain)
+
+
+def _fill(
+    module: nn.Module,
+    source: TensorSource,
+    fetch: Callable[[str], Tensor],
+    device: torch.device,
+    dtype_of: DtypePolicy,
+) -> None:
+    for name, tensor in module.state_dict(keep_vars=True).items():
+        if tensor.is_meta and name in source.shapes:
+            _place(module, name, _convert(fetch(name), name, device, dtype_of))
+
+
+def _lookup(module: nn.Module, name: str) -> Tensor:
+    parent, _, attribute = name.rpartition(".")
+    tensor: Tensor = getattr(module.get_submodule(parent), attribute)
+    return tensor
+
+
+def _place(module: nn.Module, name: str, tensor: Tensor) -> None:
+    """Put `tensor` where `name` says, as a parameter or a buffer like the one before it."""
+    parent_name, _, attribute = name.rpartition(".")
+    parent = module.get_submodule(parent_name)
+    if attribute in parent._parameters:
+        shared = isinstance(tensor, nn.Parameter)
+        parent._parameters[attribute] = tensor if shared else nn.Parameter(tensor, requires_grad=False)
+    else:
+        parent._buffers[attribute] = tensor

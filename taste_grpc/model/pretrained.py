@@ -1,0 +1,101 @@
+"""Finding checkpoints and what stands in them: directories, hub ids, tokenizers, devices."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from taste_grpc.errors import CheckpointError, InvalidInputError
+from taste_grpc.model.tokens import TextTokenizer
+
+_PATTERNS = ["*.json", "*.safetensors", "llama_tokenizer/*", "asr_tokenizer/*", "cosyvoice/*"]
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def resolve_checkpoint(model: str | Path) -> Path:
+    """The directory of a checkpoint given as a directory or as a hub id.
+
+    Raises:
+        CheckpointError: there is neither such a directory nor such a repository within reach.
+    """
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise CheckpointError(f"{path} is a file; a model is a directory or a hub id")
+    text = str(model)
+    if text.count("/") != 1 or text.startswith((".", "/", "~")):
+        raise CheckpointError(f"{model}: no such directory")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(text, allow_patterns=_PATTERNS))
+    except Exception as error:  # the hub client raises many kinds; each means the same here
+        reason = str(error).strip().split("\n", 1)[0]
+        raise CheckpointError(f"{model} is not a directory and could not be fetched from the hub: {reason}") from error
+
+
+def load_text_tokenizer(directory: Path) -> TextTokenizer:
+    """The LLM's tokenizer of a checkpoint. Raises CheckpointError when it is absent or damaged."""
+    folder = directory / "llama_tokenizer"
+    if not (folder / "tokenizer.json").is_file():
+        raise CheckpointError(f"{folder / 'tokenizer.json'} is missing; the checkpoint has no text tokenizer")
+    try:
+        return TextTokenizer.from_directory(folder)
+    except Exception as error:
+        raise CheckpointError(f"{folder} holds no usable tokenizer: {error}") from error
+
+
+def load_asr_tokenizer(directory: Path, asr_config: dict[str, Any]) -> PreTrainedTokenizerFast:
+    """The Whisper tokenizer of a checkpoint: its own, else the one of the repository `asr_config` names."""
+    return _asr_tokenizer(directory.resolve(), str(asr_config.get("_name_or_path", "")))
+
+
+@lru_cache(maxsize=4)
+def _asr_tokenizer(directory: Path, name_or_path: str) -> PreTrainedTokenizerFast:
+    folder = directory / "asr_tokenizer"
+    if folder.is_dir():
+        try:
+            return PreTrainedTokenizerFast.from_pretrained(folder)
+        except Exception as error:
+            raise CheckpointError(f"{folder} holds no usable tokenizer: {error}") from error
+    # published configurations give a path of the authors' machine; its last part is the hub name
+    repository = f"openai/{Path(name_or_path).name}" if name_or_path else "openai/whisper-large-v3"
+    try:
+        return PreTrainedTokenizerFast.from_pretrained(repository)
+    except Exception as error:
+        raise CheckpointError(
+            f"{folder} is missing and {repository} is neither in the hub cache nor within reach; "
+            f"run `hf download {repository} tokenizer.json tokenizer_config.json special_tokens_map.json "
+            f"--local-dir {folder}`"
+        ) from error
+
+
+def resolve_device(device: str | int | torch.device) -> torch.device:
+    """`auto` (CUDA when there is one), `cuda`, `cuda:N`, `cpu`, or an index of a CUDA device."""
+    if isinstance(device, int):
+        device = f"cuda:{device}"
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise InvalidInputError("device", f"{device!r} is not auto, cpu, cuda or cuda:N") from error
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise InvalidInputError("device", f"{device!r} was asked for, but no CUDA device is available")
+    return chosen
+
+
+def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
+    """`auto` is bfloat16 on CUDA and float32 on the CPU; else `bfloat16`, `float16` or `float32`."""
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    if dtype not in _DTYPES:
+        raise InvalidInputError("dtype", f"{dtype!r} is not auto, {', '.join(_DTYPES)}")
+    return _DTYPES[dtype]
