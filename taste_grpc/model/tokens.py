@@ -69,7 +69,6 @@ class TokenSets:
         banned: ids that are never sampled: nothing in them can be spoken, or they contain a newline,
             or they are the tokenizer's end-of-sequence id.
         sentence_end: the decoded text contains a full stop.
-        speakable: ids below the size of the tokenizer; rows of a padded vocabulary are not.
     """
 
     word_start: Tensor
@@ -131,6 +130,17 @@ class TextTokenizer:
             json.loads(settings.read_text(encoding="utf-8")).get("clean_up_tokenization_spaces", False)
         )
         return cls(tokenizer, clean_up=clean_up)
+
+    @classmethod
+    def of(cls, tokenizer: TextTokenizer | PreTrainedTokenizerFast) -> TextTokenizer:
+        """`tokenizer` itself, or the one wrapper kept with a transformers tokenizer."""
+        if isinstance(tokenizer, TextTokenizer):
+            return tokenizer
+        wrapper = vars(tokenizer).get("_taste_text_tokenizer")
+        if not isinstance(wrapper, cls):
+            wrapper = cls(tokenizer, clean_up=bool(tokenizer.init_kwargs.get("clean_up_tokenization_spaces", False)))
+            vars(tokenizer)["_taste_text_tokenizer"] = wrapper
+        return wrapper
 
     def __len__(self) -> int:
         return len(self.tokenizer)
