@@ -71,8 +71,8 @@ class AudioTowerConfig:
             asr = config["asr_config"]
             _check_variant(config["audio_tower_config"])
             layers = int(asr["encoder_layers"])
-            quantizer = ResidualVQConfig.from_published(config, shapes)
             decoder = _decoder_config(asr, shapes, attn_implementation)
+            quantizer = ResidualVQConfig.from_published(config, shapes)
         except KeyError as error:
             raise CheckpointError(f"config.json does not say {error.args[0]}") from error
         if layers <= VALUE_LAYER:
