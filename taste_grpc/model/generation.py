@@ -17,7 +17,7 @@ from taste_grpc.model.abort import AbortCheck, never_abort
 from taste_grpc.model.kv_slots import KeyValueSlots
 from taste_grpc.model.rvq import ResidualVQ
 from taste_grpc.model.sampler import Action, Draws, Sampler, SamplerStep, SamplingParams, TasteAction
-from taste_grpc.model.spoken_lm import SpokenLM, speech_rows
+from taste_grpc.model.spoken_lm import SpokenLM, delayed_sources, speech_rows
 from taste_grpc.model.tokens import TokenSets
 
 _TASTE_LOGIT = 1000.0  # what the published model gives the chosen code; all others get 0
@@ -290,6 +290,29 @@ def generate_all(
         if row_sink is not None and not generation.done and generation.next_row is not None:
             row_sink.append(generation.next_row)
     return outcome
+
+
+def predicted_taste_rows(
+    lm: SpokenLM, codebooks: ResidualVQ, text_ids: Sequence[int], word_ids: Sequence[int], taste_rows: Tensor
+) -> list[list[int]]:
+    """The codes the spoken LM expects for each word that has some, given everything before it.
+
+    Args:
+        taste_rows: `[L, Q]` what was heard, each word's row at its first id.
+
+    Returns:
+        One row of codes per word with codes.
+    """
+    coded = (taste_rows[:, 0] != -1).tolist()
+    sources = delayed_sources(coded, word_ids, lm.config.delay)
+    places = [p for p, source in enumerate(sources) if source >= 0 and (p == 0 or sources[p - 1] != source)]
+    audio = speech_rows(
+        taste_rows.to(lm.device), word_ids, lm.pad_audio_unit_embed, lm.config.delay, codebooks.output_from_indices
+    )
+    rows = lm.prompt(torch.tensor(list(text_ids), device=lm.device), audio).rows
+    hidden = lm(rows[None], lm.new_cache(slots=1, capacity=rows.shape[0]), [0])[0]
+    codes: list[list[int]] = codebooks.indices_from_code(lm.taste_latent(hidden[places])).tolist()
+    return codes
 
 
 def first_taste_rows(rows: Iterable[Sequence[int]]) -> list[tuple[int, ...]]:

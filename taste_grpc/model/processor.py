@@ -115,7 +115,7 @@ class TasteProcessor:
     def features(self, audio: Float32Array) -> tuple[Tensor, Tensor]:
         """Log-mel `[1, 3000, bins]` and its length `[1]` for 16 kHz samples `[T]`."""
         mel = log_mel(audio, self._mel_bins)
-        return torch.from_numpy(mel.features)[None], torch.tensor([mel.length], dtype=torch.int32)
+        return torch.from_numpy(mel.features)[None], torch.tensor([mel.frames], dtype=torch.int32)
 
     def __call__(
         self,

@@ -22,6 +22,7 @@ from taste_grpc.model.generation import (
     first_taste_rows,
     generate_all,
     instruct_prompt,
+    predicted_taste_rows,
     text_prompt,
     zero_prompt,
 )
@@ -225,8 +226,8 @@ class TasteForCausalLM(nn.Module):
         """Say again what was heard.
 
         Args:
-            through_spoken_lm: take the codes by way of the text ids (which must then be given), as a
-                reply of the spoken LM would carry them.
+            through_spoken_lm: say not the codes that were heard but those the spoken LM predicts for each
+                word while it reads the text ids (which must then be given) with the speech before it.
             seed: of the speech units.
             greedy_units: take the most probable unit instead of drawing.
 
@@ -246,9 +247,16 @@ class TasteForCausalLM(nn.Module):
             if llm_token_ids is None or llm_token_lengths is None or llm_word_ids is None:
                 raise InvalidInputError("llm_token_ids", "are needed to go through the spoken LM")
             mapping = word_start_mapping(asr_word_ids, llm_word_ids, asr_token_lengths, llm_token_lengths)
-            rows = transfer_codes(heard.quantized_indices, mapping.to(self.device))[0].tolist()
+            codes = transfer_codes(heard.quantized_indices, mapping.to(self.device))[0, : int(llm_token_lengths[0])]
+            rows = predicted_taste_rows(
+                self.spoken_lm,
+                self.audio_tower.rvq,
+                llm_token_ids[0, : len(codes)].tolist(),
+                llm_word_ids[0, : len(codes)].tolist(),
+                codes,
+            )
             tokens = WordTokens(asr_token_ids[0, :length].tolist(), asr_word_ids[0, :length].tolist())
-            inputs = self._decoder_inputs(SpokenWords(tokens, tuple(first_taste_rows(rows))))
+            inputs = self._decoder_inputs(SpokenWords(tokens, tuple(map(tuple, rows))))
         units = self.speak(speaker_embeds, inputs, UnitSampler(seed=seed, greedy=greedy_units))
         return _speech(units)
 
