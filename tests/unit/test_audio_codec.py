@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import tracemalloc
 import wave
 from pathlib import Path
 
@@ -193,7 +194,12 @@ def test_length_limits(encoding: Encoding) -> None:
 def test_a_small_file_of_hours_is_refused_without_being_decoded() -> None:
     silence = container(Encoding.FLAC, np.zeros(3600 * 8000, np.int16), 8000)
     assert len(silence) < 1 << 20
-    assert "3600" in refusal(silence, Encoding.FLAC).description
+    tracemalloc.start()
+    try:
+        assert "3600" in refusal(silence, Encoding.FLAC).description
+        assert tracemalloc.get_traced_memory()[1] < 8 << 20  # whole, it is 115 MB
+    finally:
+        tracemalloc.stop()
 
 
 def test_arguments_of_the_wrong_kind() -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from taste_grpc.errors import CallAbortedError, CheckpointError, InvalidInputError
+from taste_grpc.model.audio_encoder import EncoderStates
 from taste_grpc.model.audio_tower import AudioTower, AudioTowerConfig, AudioTowerOutput, WhisperSpecialIds
 
 SPECIAL = WhisperSpecialIds(start=90, language=91, task=92, no_timestamps=93, end=94)
@@ -225,6 +226,24 @@ def test_values_come_from_the_tapped_layer_and_keys_from_the_last(tower: AudioTo
     with torch.no_grad():
         encoder.layers[5].fc2.weight.normal_()
     assert not run(tower).states.for_value.equal(before.states.for_value)
+
+
+def test_the_decoder_searches_in_the_keys_and_reads_the_values(tower: AudioTower) -> None:
+    decoder = tower.audio_joint_encoder_segmenter.audio_segmenter.decoder
+    ids = inputs()["asr_token_ids"]
+    changing, other, constant = torch.randn(1, 12, 16), torch.randn(1, 12, 16), torch.randn(1, 1, 16).expand(1, 12, 16)
+
+    @torch.inference_mode()
+    def read(keys: Tensor, values: Tensor) -> Tensor:
+        hidden: Tensor = decoder(ids, EncoderStates(for_key=keys, for_value=values))
+        return hidden
+
+    # Where all frames read the same, it does not matter where one looks; where all look the
+    # same, it does not matter in which order the frames stand.
+    torch.testing.assert_close(read(changing, constant), read(other, constant))
+    torch.testing.assert_close(read(constant, changing), read(constant, changing.flip(1)))
+    assert not torch.allclose(read(changing, other), read(changing, other.flip(1)), atol=1e-3)
+    assert not torch.allclose(read(constant, changing), read(constant, other), atol=1e-3)
 
 
 def test_the_stored_value_projection_is_used(tower: AudioTower) -> None:
