@@ -57,6 +57,7 @@ class TasteProcessor:
         self.audio_tokenizer = asr_tokenizer
         self.transcribe = transcribe
         self._mel_bins = mel_bins
+        self._generators: dict[torch.device, VoiceGenerator] = {}
 
     @classmethod
     def from_pretrained(cls, model: str | Path, *, transcribe: Transcribe | None = None) -> Self:
@@ -89,12 +90,20 @@ class TasteProcessor:
     def get_generator(
         self, device: str | int | torch.device = "auto", *, show_progress: bool | None = None
     ) -> VoiceGenerator:
-        """Load the voice generator (speech units to waveform), in float32. Raises CheckpointError."""
+        """The voice generator (speech units to waveform), in float32; loaded once per device.
+
+        Raises CheckpointError.
+        """
+        target = resolve_device(device)
+        if target not in self._generators:
+            self._generators[target] = self._load_generator(target, show_progress)
+        return self._generators[target]
+
+    def _load_generator(self, target: torch.device, show_progress: bool | None) -> VoiceGenerator:
         folder = self.directory / "cosyvoice"
         dims = folder / "voice_generator_dims.json"
         source = TorchSource(folder / "voice_generator.pth")
         config = VoiceGeneratorConfig.from_published(read_json(dims) if dims.is_file() else None, source.shapes)
-        target = resolve_device(device)
         with torch.device("meta"):
             generator = VoiceGenerator(config)
         load_into(

@@ -1,0 +1,196 @@
+"""Words and their codes to speech, a chunk at a time, without state between calls."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypedDict
+
+import torch
+from torch import Tensor
+
+from taste_grpc.audio import resample
+from taste_grpc.errors import BatchSizeError, InvalidInputError, InvalidTypeError, type_name
+from taste_grpc.model.abort import AbortCheck, never_abort
+from taste_grpc.model.processor import TasteProcessor
+from taste_grpc.model.speech_inputs import SpokenWords, decoder_inputs
+from taste_grpc.model.taste import TasteForCausalLM
+from taste_grpc.model.text import words_of
+from taste_grpc.model.unit_sampler import UnitSampler
+from taste_grpc.streaming.conversation import check_codes, spoken_word_ids
+from taste_grpc.streaming.model_lock import model_lock
+from taste_grpc.streaming.segments import check_ids
+
+MIN_RATE_HZ, MAX_RATE_HZ = 8_000, 96_000
+_AUDIO_MS_SLACK = 100.0  # callers add up rounded chunk durations
+
+
+class DetokenizedChunk(TypedDict):
+    """What `taste_detokenize` returns.
+
+    `audio_waveform` `(1, T)` float32, the new part only, at `sampling_rate` Hz; its length in ms;
+    `speech_ids` `(1, N)` int64, everything so far.
+    """
+
+    audio_waveform: Tensor
+    sampling_rate: int
+    chunk_duration_ms: float
+    speech_ids: Tensor
+
+
+@dataclass(frozen=True)
+class _Utterance:
+    words: SpokenWords
+    units: list[int]
+
+
+def taste_detokenize(
+    model: TasteForCausalLM,
+    processor: TasteProcessor,
+    speaker_embeds: Tensor,
+    prev_text_ids: Tensor | None,
+    prev_taste_ids: Tensor | None,
+    prev_speech_ids: Tensor | None,
+    prev_audio_ms: float,
+    text_ids: Tensor,
+    taste_ids: Tensor,
+    text_word_ids: Tensor | None = None,
+    prev_text_word_ids: Tensor | None = None,
+    out_sampling_rate: int = 16000,
+    *,
+    seed: int | None = None,
+    abort: AbortCheck = never_abort,
+) -> DetokenizedChunk:
+    """Speak more words after those already spoken; returns the new audio only.
+
+    Nothing is kept between calls: what was spoken so far is handed back in, and the cost grows with it.
+    The chunks of an utterance, put together, have exactly the samples of its speech units.
+
+    Args:
+        model: the model.
+        processor: of the same checkpoint.
+        speaker_embeds: `(1, 192)` the voice.
+        prev_text_ids: `(1, P)` ids of the words spoken so far, None at the beginning; `prev_taste_ids`
+            `(1, P, vq_dim)` their codes; `prev_speech_ids` `(1, N)` the units they became.
+        prev_audio_ms: milliseconds of audio returned so far (the sum of `chunk_duration_ms`).
+        text_ids: `(1, S)` new words; `taste_ids` `(1, S, vq_dim)` with each word's codes at its first id.
+        text_word_ids: `(1, S)` word of each id, derived from the tokens when None; likewise
+            `prev_text_word_ids`.
+        out_sampling_rate: of the audio, 8,000 to 96,000 Hz.
+        seed: of everything random; None is 0. Chunks of one utterance must use the same.
+        abort: called between steps.
+
+    Raises:
+        BatchSizeError, InvalidInputError, InvalidTypeError: naming the argument.
+    """
+    _check_speaker(speaker_embeds)
+    if not MIN_RATE_HZ <= out_sampling_rate <= MAX_RATE_HZ:
+        raise InvalidInputError(
+            "out_sampling_rate", f"{out_sampling_rate} is outside {MIN_RATE_HZ}..{MAX_RATE_HZ} Hz"
+        )
+    before = _previous(model, processor, prev_text_ids, prev_taste_ids, prev_speech_ids, prev_text_word_ids)
+    new = _words(model, processor, "", text_ids, taste_ids, text_word_ids)
+    generator = processor.get_generator(model.device)
+    config = generator.config.flow
+    _check_audio_ms(prev_audio_ms, 1000.0 * len(before.units) / config.unit_rate_hz)
+    seed = 0 if seed is None else seed
+    with model_lock(model), torch.inference_mode():
+        inputs = decoder_inputs(before.words + new, model.audio_tower.rvq.output_from_indices, model.device)
+        units = before.units + model.speak(
+            speaker_embeds, inputs, UnitSampler(seed=seed), previous_units=before.units, abort=abort
+        )
+        spoken = torch.tensor([units], dtype=torch.long)
+        first = config.frames(len(before.units)) * config.hop_samples
+        if len(units) == len(before.units):
+            waveform, rate = torch.zeros(1, first), generator.sampling_rate_hz
+        else:
+            waveform, rate = generator.inference(spoken, flow_embedding=speaker_embeds, seed=seed, abort=abort)
+    samples = resample(waveform[0].float().cpu().numpy(), rate, out_sampling_rate)
+    fresh = samples[round(first * out_sampling_rate / rate) :]
+    return DetokenizedChunk(
+        audio_waveform=torch.from_numpy(fresh.copy())[None],
+        sampling_rate=out_sampling_rate,
+        chunk_duration_ms=1000.0 * len(fresh) / out_sampling_rate,
+        speech_ids=spoken,
+    )
+
+
+def _check_speaker(speaker_embeds: Any) -> None:
+    if not isinstance(speaker_embeds, Tensor):
+        raise InvalidTypeError("speaker_embeds", f"is a {type_name(speaker_embeds)}; a torch.Tensor is expected")
+    if speaker_embeds.dim() != 2:
+        raise InvalidInputError("speaker_embeds", f"has shape {tuple(speaker_embeds.shape)}; (1, 192) is expected")
+    if speaker_embeds.shape[0] != 1:
+        raise BatchSizeError("speaker_embeds", f"has shape {tuple(speaker_embeds.shape)}; batch size 1 is expected")
+    if not bool(torch.isfinite(speaker_embeds).all()) or not bool(speaker_embeds.any()):
+        raise InvalidInputError("speaker_embeds", "is all zero, or has values that are NaN or infinite")
+
+
+def _check_audio_ms(claimed: float, spoken: float) -> None:
+    if not abs(claimed - spoken) <= _AUDIO_MS_SLACK + 0.01 * spoken:
+        raise InvalidInputError(
+            "prev_audio_ms", f"is {claimed:g}, but prev_speech_ids stand for {spoken:g} ms of audio"
+        )
+
+
+def _previous(
+    model: TasteForCausalLM,
+    processor: TasteProcessor,
+    text_ids: Tensor | None,
+    taste_ids: Tensor | None,
+    speech_ids: Tensor | None,
+    word_ids: Tensor | None,
+) -> _Utterance:
+    empty = text_ids is None or text_ids.numel() == 0
+    if empty:
+        if speech_ids is not None and speech_ids.numel():
+            raise InvalidInputError("prev_speech_ids", "are given, but prev_text_ids are not")
+        return _Utterance(SpokenWords.of([], [], processor.audio_tokenizer), [])
+    if taste_ids is None or speech_ids is None:
+        name = "prev_taste_ids" if taste_ids is None else "prev_speech_ids"
+        raise InvalidInputError(name, "are missing; prev_text_ids are given")
+    units = check_ids("prev_speech_ids", speech_ids, 2)[0].tolist()
+    limit = model.config.speech_decoder.units
+    if units and (min(units) < 0 or max(units) >= limit):
+        raise InvalidInputError("prev_speech_ids", f"has ids outside 0..{limit - 1}")
+    return _Utterance(_words(model, processor, "prev_", text_ids, taste_ids, word_ids), units)
+
+
+def _words(
+    model: TasteForCausalLM,
+    processor: TasteProcessor,
+    prefix: str,
+    text_ids: Tensor | None,
+    taste_ids: Tensor | None,
+    word_ids: Tensor | None,
+) -> SpokenWords:
+    ids = check_ids(f"{prefix}text_ids", text_ids, 2)[0].tolist()
+    codes = check_ids(f"{prefix}taste_ids", taste_ids, 3)
+    check_codes(f"{prefix}taste_ids", codes, model.vq_dim, model.config.audio_tower.quantizer.codebook_size)
+    vocab = model.spoken_lm.vocab_size
+    if not ids:
+        raise InvalidInputError(f"{prefix}text_ids", "is empty; at least one id is expected")
+    if min(ids) < 0 or max(ids) >= vocab:
+        raise InvalidInputError(f"{prefix}text_ids", f"has ids outside 0..{vocab - 1}")
+    rows: list[list[int]] = codes[0].tolist()
+    if len(rows) != len(ids):
+        raise InvalidInputError(f"{prefix}taste_ids", f"has S = {len(rows)}, but text_ids has S = {len(ids)}")
+    coded = [row[0] != -1 for row in rows]
+    if word_ids is None:
+        words = spoken_word_ids(ids, coded, processor.text_tokenizer.sets(vocab))
+    else:
+        words = check_ids(f"{prefix}text_word_ids", word_ids, 2)[0].tolist()
+        if len(words) != len(ids) or words != sorted(words):
+            raise InvalidInputError(f"{prefix}text_word_ids", "must be one non-decreasing word index per text id")
+    spelled = words_of(ids, words, processor.text_tokenizer)
+    return SpokenWords.of(spelled, _row_per_word(f"{prefix}taste_ids", spelled, words, rows), processor.audio_tokenizer)
+
+
+def _row_per_word(
+    name: str, spelled: Sequence[str], words: Sequence[int], rows: Sequence[Sequence[int]]
+) -> list[Sequence[int]]:
+    starts = [i for i in range(len(words)) if i == 0 or words[i] != words[i - 1]]
+    for word, start in zip(spelled, starts, strict=True):
+        if word.strip() and rows[start][0] == -1:
+            raise InvalidInputError(name, f"has no codes for the word {word.strip()[:40]!r} (row {start})")
+    return [rows[start] for start in starts]
