@@ -61,6 +61,9 @@ def kaldi_fbank(samples: Float32Array, n_bins: int = 80) -> Float32Array:
 
 
 def remove_mean(features: Float32Array) -> Float32Array:
-    """`features` `[N, n_bins]` less the mean of each bin over time: a fixed channel adds a constant to a log spectrum."""
+    """`features` `[N, n_bins]` less the mean of each bin over time.
+
+    A microphone or a volume adds a constant to a log spectrum; this takes it away.
+    """
     mean = features.mean(axis=0, keepdims=True, dtype=np.float64)
     return np.asarray(features - mean, np.float32)

@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from taste_grpc.audio.waveform import Waveform as Waveform  # noqa: PLC0414 - part of this module's interface
+from taste_grpc.audio.waveform import Waveform as Waveform
 
 Int64Array = npt.NDArray[np.int64]
 Float32Array = npt.NDArray[np.float32]

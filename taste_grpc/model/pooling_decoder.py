@@ -96,9 +96,9 @@ class PoolingDecoder(nn.Module):
         self.layer_norm = nn.LayerNorm(config.d_model)
 
     def forward(self, token_ids: Tensor, audio: EncoderStates, abort: AbortCheck = never_abort) -> Tensor:
-        """`[B, L, D]` of `token_ids` `[B, L]` int64, L at most `max_positions`; causal, so padding at the end is harmless.
+        """`[B, L, D]` of `token_ids` `[B, L]` int64, L at most `max_positions`.
 
-        `abort` is called before each layer.
+        Causal, so padding at the end is harmless. `abort` is called before each layer.
         """
         hidden: Tensor = self.embed_tokens(token_ids)
         if self.config.scale_embedding:

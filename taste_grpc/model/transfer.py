@@ -32,7 +32,7 @@ def word_start_mapping(
 
 
 def transfer_codes(codes: Tensor, mapping: Tensor) -> Tensor:
-    """Codes `[B, S, Q]` of source tokens at the target tokens that `mapping` `[B, T, S]` names: `[B, T, Q]`, else -1."""
+    """Codes `[B, S, Q]` of source tokens, put where `mapping` `[B, T, S]` says: `[B, T, Q]`, -1 elsewhere."""
     if mapping.shape[2] == 0:
         return codes.new_full((*mapping.shape[:2], codes.shape[2]), IGNORED)
     source = mapping.to(torch.uint8).argmax(dim=2)  # [B, T]

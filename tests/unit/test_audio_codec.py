@@ -50,7 +50,8 @@ def refusal(data: bytes, encoding: Encoding, rate_hz: int | None = 16000, channe
 def test_linear16_survives_decoding_and_encoding(samples: np.ndarray) -> None:
     data = samples.astype("<i2").tobytes()
     clip = decode_clip(data, Encoding.LINEAR16, 16000, 1)
-    assert clip.samples.dtype == np.float32 and clip.sample_rate_hz == 16000
+    assert clip.samples.dtype == np.float32
+    assert clip.sample_rate_hz == 16000
     assert np.abs(clip.samples).max() <= 1.0
     assert encode_pcm(clip.samples, Encoding.LINEAR16) == data
 
@@ -79,7 +80,8 @@ def test_wav_and_flac_give_exactly_the_raw_samples(samples: np.ndarray, rate_hz:
 def test_lossy_containers_give_the_tone_that_went_in(encoding: Encoding) -> None:
     samples = tone(1.0, 48000)
     clip = decode_clip(container(encoding, samples), encoding)
-    assert clip.sample_rate_hz == 48000 and len(clip.samples) == len(samples)
+    assert clip.sample_rate_hz == 48000
+    assert len(clip.samples) == len(samples)
     spectrum = np.abs(np.fft.rfft(clip.samples))
     assert abs(int(spectrum.argmax()) - 440) <= 1
 
@@ -111,7 +113,8 @@ def test_samples_beyond_full_scale_are_cut() -> None:
 )
 def test_a_part_of_a_sample_is_refused(encoding: str, size: int, channels: int) -> None:
     error = refusal(bytes(size), Encoding[encoding], 16000, channels)
-    assert error.field == "data" and str(size) in error.description
+    assert error.field == "data"
+    assert str(size) in error.description
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -119,7 +122,8 @@ def test_samples_that_are_no_number_are_refused_with_their_position(value: float
     samples = np.zeros(800, "<f4")
     samples[123] = value
     error = refusal(samples.tobytes(), Encoding.FLOAT32LE)
-    assert error.field == "data" and "123" in error.description
+    assert error.field == "data"
+    assert "123" in error.description
 
 
 def test_integers_sent_as_floats_are_refused() -> None:
@@ -164,7 +168,8 @@ def test_a_container_must_be_the_one_announced(encoding: Encoding) -> None:
     if announced is encoding:
         return
     description = refusal(container(encoding, tone(0.5, 48000)), announced).description
-    assert announced.name in description and CONTAINERS[encoding][0] in description
+    assert announced.name in description
+    assert CONTAINERS[encoding][0] in description
 
 
 def test_vorbis_is_not_opus() -> None:

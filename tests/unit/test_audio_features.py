@@ -26,7 +26,8 @@ def naive_log_mel(samples: np.ndarray, n_mels: int) -> np.ndarray:
 def test_frames_that_are_left_out_are_those_of_silence(samples: int) -> None:
     clip = noise(samples)
     features = log_mel(clip, 80)
-    assert features.features.shape == (3000, 80) and features.features.dtype == np.float32
+    assert features.features.shape == (3000, 80)
+    assert features.features.dtype == np.float32
     assert features.frames == min(samples, 480_000) // 160
     np.testing.assert_allclose(features.features, naive_log_mel(clip, 80), atol=1e-5)
 
@@ -68,7 +69,8 @@ def test_mel_filters_need_a_band() -> None:
 def test_fbank_drops_the_incomplete_last_frame(samples: int, frames: int) -> None:
     clip = noise(samples)
     features = kaldi_fbank(clip)
-    assert features.shape == (frames, 80) and features.dtype == np.float32
+    assert features.shape == (frames, 80)
+    assert features.dtype == np.float32
     np.testing.assert_array_equal(features, kaldi_fbank(np.append(clip, np.zeros(1, np.float32)))[:frames])
 
 

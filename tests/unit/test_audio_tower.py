@@ -170,7 +170,8 @@ def test_attention_kernels_agree() -> None:
 def test_tokens_of_a_word_share_their_codes(tower: AudioTower) -> None:
     output = run(tower)
     codes = output.quantized_indices[0]
-    assert codes[0].equal(codes[1]) and codes[3].equal(codes[4])
+    assert codes[0].equal(codes[1])
+    assert codes[3].equal(codes[4])
     assert len({tuple(row.tolist()) for row in codes}) > 1
     assert output.audio_unit_embeds.shape == (1, 6, 16)
     torch.testing.assert_close(output.audio_unit_embeds, tower.rvq.output_from_indices(output.quantized_indices))

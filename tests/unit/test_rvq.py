@@ -30,7 +30,8 @@ def tables(rvq: ResidualVQ) -> list[Tensor]:
 def test_each_table_codes_what_is_left_over(rvq: ResidualVQ) -> None:
     code = torch.randn(2, 5, 6)
     indices = rvq.indices_from_code(code)
-    assert indices.shape == (2, 5, 3) and indices.dtype == torch.int64
+    assert indices.shape == (2, 5, 3)
+    assert indices.dtype == torch.int64
     for row in range(2):
         for position in range(5):
             residual = code[row, position]

@@ -55,7 +55,8 @@ def raw(samples: np.ndarray) -> np.ndarray:
 
 def test_one_clip(encoder: SpeakerEncoder) -> None:
     embedding = encoder.embed([clip(0)])
-    assert embedding.shape == (192,) and embedding.dtype == np.float32
+    assert embedding.shape == (192,)
+    assert embedding.dtype == np.float32
     expected = raw(clip(0))
     np.testing.assert_allclose(embedding, expected / np.linalg.norm(expected), atol=1e-5)
 
