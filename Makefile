@@ -73,7 +73,7 @@ $(VENV)/.dev-installed: $(VENV)/.run-installed
 	@touch $@
 
 constraints: $(VENV)/.dev-installed ## Write the versions in .venv to constraints.txt
-	@{ sed '/^[^#]/,$$d' constraints.txt; $(BIN)/uv pip freeze --python $(BIN)/python --exclude-editable | sed -E 's/\+[a-z0-9.]+$$//; /^nvidia-|^triton/d'; } > constraints.new
+	@{ sed '/^[^#]/,$$d' constraints.txt; $(BIN)/uv pip freeze --python $(BIN)/python --exclude-editable | sed -E 's/\+[a-z0-9.]+$$//; /^(nvidia-|triton|pip==)/d'; } > constraints.new
 	@mv constraints.new constraints.txt
 
 clean: ## Remove what tools left behind
