@@ -34,8 +34,9 @@ def average_words(features: Tensor, word_ids: Tensor, lengths: Tensor) -> Tensor
     sizes = same_run.sum(dim=2)
     ends = (same_run * (positions + 1)).amax(dim=2)
     averaged = (sizes > 1) & (ends <= lengths[:, None])  # [B, S]
-    weights = same_run.to(features.dtype) / sizes[:, :, None].to(features.dtype)
+    weights = same_run.float() / sizes[:, :, None]
     token_features = features[:, :tokens]
-    means = torch.bmm(weights, token_features)
+    # In float32 whatever the dtype: a third is no number in bfloat16.
+    means = torch.bmm(weights, token_features.float()).to(features.dtype)
     chosen = torch.where(averaged[:, :, None], means, token_features)
     return torch.cat([chosen, features[:, tokens:]], dim=1)

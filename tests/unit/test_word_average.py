@@ -59,6 +59,13 @@ def test_a_single_word_runs_on_into_its_padding(padding: int, expected: list[flo
     assert averaged[0, :2, 0].tolist() == expected
 
 
+def test_low_precision_features_lose_nothing_but_the_last_rounding() -> None:
+    features = torch.randn(1, 8, 64, generator=torch.Generator().manual_seed(0)).bfloat16()
+    word_ids, lengths = torch.zeros(1, 7, dtype=torch.long), torch.tensor([8])
+    expected = average_words(features.float(), word_ids, lengths).bfloat16()
+    assert average_words(features, word_ids, lengths).equal(expected)
+
+
 def test_no_tokens() -> None:
     features = torch.randn(1, 1, 4)
     assert average_words(features, torch.zeros(1, 0, dtype=torch.long), torch.tensor([1])).equal(features)
