@@ -84,7 +84,8 @@ class SamplingParams:
     """Settings of one generation; defaults are those of the published model.
 
     `stop_id` ends the text and is exempt from the ban. `max_length` bounds the number of new text
-    ids (None: no bound, as published). `text_top_p` 0 means greedy, and then neither temperature
+    ids (None: no bound, as published). `stop_completes_word` lets a stop id that starts no word fetch
+    the codes of the last word all the same (the published model loses them). `text_top_p` 0 means greedy, and then neither temperature
     nor repetition penalty has an effect.
     """
 
@@ -95,6 +96,7 @@ class SamplingParams:
     extra_words: int = 32
     stop_id: int | None = None
     max_length: int | None = None
+    stop_completes_word: bool = False
 
     def __post_init__(self) -> None:
         for name, low, high in (("text_top_p", 0.0, 1.0), ("taste_top_p", 0.0, 1.0)):
@@ -266,7 +268,8 @@ class Sampler:
             self._countdown -= 1
             at_start = True
         else:
-            at_start = self.sets.is_word_start(text_id)
+            is_stop = params.stop_completes_word and text_id == params.stop_id
+            at_start = is_stop or self.sets.is_word_start(text_id)
         self._flags += at_start
         if not waiting:
             self._text_ids += 1

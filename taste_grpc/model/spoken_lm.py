@@ -315,6 +315,32 @@ def _llama_settings(text_config: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in text_config.items() if key not in dropped}
 
 
+def delayed_sources(coded: Sequence[bool], word_ids: Sequence[int], delay: int) -> list[int]:
+    """Which id's codes stand at each position of a spoken prompt.
+
+    The codes of word k stand at its first id; they are heard from the first id of word k + delay on,
+    until the next ones, also over words that have none. The last `delay` words are heard after the text.
+
+    Args:
+        coded: for each of L ids, whether its row carries codes.
+        word_ids: L non-decreasing word indices.
+        delay: words the speech is late.
+
+    Returns:
+        L + delay indices of ids, -1 where nothing is heard yet.
+    """
+    length = len(word_ids)
+    starts = [i for i in range(length) if i == 0 or word_ids[i] != word_ids[i - 1]]
+    late = min(delay, len(starts))
+    places = starts[delay:] + list(range(length + delay - late, length + delay))
+    sources = [-1] * (length + delay)
+    newest = -1
+    for start, place, end in zip(starts, places, [*places[1:], length + delay], strict=True):
+        newest = start if coded[start] or newest < 0 else newest
+        sources[place:end] = [newest] * (end - place)
+    return sources
+
+
 def speech_rows(
     taste_rows: Tensor,
     word_ids: Sequence[int],
@@ -322,41 +348,19 @@ def speech_rows(
     delay: int,
     output_from_indices: Callable[[Tensor], Tensor],
 ) -> Tensor:
-    """Speech embeddings of a prompt, each word's put where the next but `delay - 1` word stands.
-
-    The row of word k goes to the first id of word k + delay and is repeated until the next one, also
-    over words that have no codes; ids before that carry `pad`; the last `delay` words' rows follow after the text.
+    """Speech embeddings of a prompt, each word's `delay` words late (see `delayed_sources`).
 
     Args:
         taste_rows: `[L, Q]` int64; the row of a word stands at its first id.
         word_ids: L non-decreasing word indices.
-        pad: `[A]`.
+        pad: `[A]`, what stands where nothing is heard yet.
         delay: words a row is late.
         output_from_indices: codes `[..., Q]` to speech embeddings `[..., A]`.
 
     Returns:
         `[L + delay, A]` float32.
     """
-    length = len(word_ids)
-    starts = [i for i in range(length) if i == 0 or word_ids[i] != word_ids[i - 1]]
-    words = len(starts)
-    # position each word's row is placed at; the last `delay` rows come after the text
-    places = starts[delay:] + [length + delay - min(delay, words) + k for k in range(min(delay, words))]
-    rows = pad.float().expand(length + delay, -1).clone()
-    if words:
-        word_rows = taste_rows[torch.tensor(_last_coded(taste_rows, starts), device=taste_rows.device)]
-        embedded = output_from_indices(word_rows).float()
-        for word, (place, end) in enumerate(zip(places, [*places[1:], length + delay], strict=True)):
-            rows[place:end] = embedded[word]
-    return rows
-
-
-def _last_coded(taste_rows: Tensor, starts: Sequence[int]) -> list[int]:
-    """For each word start, the newest start up to it whose row carries codes (itself when there is none)."""
     coded = (taste_rows[:, 0] != -1).tolist()
-    newest: int | None = None
-    chosen = []
-    for start in starts:
-        newest = start if coded[start] or newest is None else newest
-        chosen.append(newest)
-    return chosen
+    sources = torch.tensor(delayed_sources(coded, word_ids, delay), device=taste_rows.device)
+    heard = output_from_indices(taste_rows[sources.clamp(min=0)]).float()
+    return torch.where((sources >= 0)[:, None], heard, pad.float())
