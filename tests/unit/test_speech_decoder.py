@@ -198,6 +198,12 @@ def test_end_of_speech_is_rejected_below_the_least_length() -> None:
             assert decoder.end_of_speech not in units
 
 
+def test_the_least_length_counts_units_of_this_prompt_wherever_the_stream_stands() -> None:
+    decoder = with_end_of_speech_bias(1000.0)
+    units = list(decoder.decode_units(prompt_of(decoder, 4), UnitSampler(), previous_units=[1, 2], first_index=500))
+    assert len(units) == length_rule(7)[0] - 2
+
+
 def test_when_only_end_of_speech_is_probable_the_best_other_unit_is_taken() -> None:
     certain = with_end_of_speech_bias(1000.0)
     prompt = prompt_of(certain, 4)
