@@ -33,7 +33,10 @@ DtypePolicy = Callable[[str], torch.dtype]
 class TensorSource(Protocol):
     """Stored tensors by name."""
 
-    shapes: Mapping[str, tuple[int, ...]]
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Shape of every stored tensor."""
+        ...
 
     def tensor(self, name: str) -> Tensor:
         """One tensor on the CPU, in its stored dtype."""
@@ -83,7 +86,7 @@ class SafetensorsSource:
         if not path.is_file():
             raise CheckpointError(f"{path} is missing, but {_INDEX} names it")
         try:
-            handle = safe_open(path, framework="pt")
+            handle: Any = safe_open(path, framework="pt")
             for name in handle.keys():  # noqa: SIM118 - not a mapping
                 self.shapes[name] = tuple(handle.get_slice(name).get_shape())
                 self._file_of[name] = file
@@ -259,7 +262,6 @@ def _place(module: nn.Module, name: str, tensor: Tensor) -> None:
     parent_name, _, attribute = name.rpartition(".")
     parent = module.get_submodule(parent_name)
     if attribute in parent._parameters:
-        shared = isinstance(tensor, nn.Parameter)
-        parent._parameters[attribute] = tensor if shared else nn.Parameter(tensor, requires_grad=False)
+        parent._parameters[attribute] = tensor if isinstance(tensor, nn.Parameter) else nn.Parameter(tensor, requires_grad=False)
     else:
         parent._buffers[attribute] = tensor

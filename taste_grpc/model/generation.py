@@ -283,11 +283,13 @@ def generate_all(
     cache = lm.new_cache(slots=1, capacity=prompt.rows.shape[0] + limit + 1)
     (generation,) = start_generations(lm, cache, [0], [prompt], [params], [draws], sets, abort)
     outcome = GeneratedText()
-    while not generation.done and len(outcome.steps) <= limit:
+    for _ in range(limit + 1):
         abort()
         (result,) = decode_step(lm, codebooks, cache, [generation], abort)
         outcome.add(result)
-        if row_sink is not None and not generation.done and generation.next_row is not None:
+        if result.sampled.action == Action.TERMINATE:
+            break
+        if row_sink is not None and generation.next_row is not None:
             row_sink.append(generation.next_row)
     return outcome
 

@@ -14,7 +14,7 @@ class KeyValueSlots:
     """Storage for `slots` calls of up to `capacity` positions each.
 
     `keys` and `values` are `[layers, slots, kv_heads, capacity, head_dim]`; `lengths[slot]` counts the
-    positions of a slot that are filled. Memory is reserved at once and touched as it is used.
+    positions of a slot that are filled. Zeros, because masked rows still enter products.
     """
 
     def __init__(
@@ -29,8 +29,8 @@ class KeyValueSlots:
         device: torch.device,
     ) -> None:
         shape = (layers, slots, kv_heads, capacity, head_dim)
-        self.keys = torch.empty(shape, dtype=dtype, device=device)
-        self.values = torch.empty(shape, dtype=dtype, device=device)
+        self.keys = torch.zeros(shape, dtype=dtype, device=device)
+        self.values = torch.zeros(shape, dtype=dtype, device=device)
         self.capacity = capacity
         self.lengths = [0] * slots
 

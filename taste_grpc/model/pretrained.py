@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from taste_grpc.model.tokens import TextTokenizer
 
 _PATTERNS = ["*.json", "*.safetensors", "llama_tokenizer/*", "asr_tokenizer/*", "cosyvoice/*"]
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_FINGERPRINT_SAMPLES, _FINGERPRINT_BYTES = 32, 4096
 
 
 def resolve_checkpoint(model: str | Path) -> Path:
@@ -60,13 +62,15 @@ def _asr_tokenizer(directory: Path, name_or_path: str) -> PreTrainedTokenizerFas
     folder = directory / "asr_tokenizer"
     if folder.is_dir():
         try:
-            return PreTrainedTokenizerFast.from_pretrained(folder)
+            own: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(folder)
+            return own
         except Exception as error:
             raise CheckpointError(f"{folder} holds no usable tokenizer: {error}") from error
     # published configurations give a path of the authors' machine; its last part is the hub name
     repository = f"openai/{Path(name_or_path).name}" if name_or_path else "openai/whisper-large-v3"
     try:
-        return PreTrainedTokenizerFast.from_pretrained(repository)
+        shared: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(repository)
+        return shared
     except Exception as error:
         raise CheckpointError(
             f"{folder} is missing and {repository} is neither in the hub cache nor within reach; "
@@ -99,3 +103,20 @@ def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype
     if dtype not in _DTYPES:
         raise InvalidInputError("dtype", f"{dtype!r} is not auto, {', '.join(_DTYPES)}")
     return _DTYPES[dtype]
+
+
+def fingerprint(directory: Path) -> str:
+    """Short hash that tells checkpoints apart: configuration, tokenizers and samples of every weight file.
+
+    Reads a few hundred kilobytes, so it costs milliseconds whatever the size of the model.
+    """
+    digest = hashlib.blake2b(digest_size=12)
+    files = sorted(path for pattern in _PATTERNS for path in directory.glob(pattern) if path.is_file())
+    for path in files:
+        size = path.stat().st_size
+        digest.update(f"{path.relative_to(directory)}:{size}\n".encode())
+        with path.open("rb") as file:
+            for k in range(_FINGERPRINT_SAMPLES):
+                file.seek(k * max(size - _FINGERPRINT_BYTES, 0) // (_FINGERPRINT_SAMPLES - 1))
+                digest.update(file.read(_FINGERPRINT_BYTES))
+    return digest.hexdigest()

@@ -34,7 +34,8 @@ class CounterRandom:
 
     def _raw(self, stream: Stream, block: int, count: int) -> npt.NDArray[np.uint64]:
         generator = np.random.Philox(key=np.array([self.seed, int(stream)], dtype=np.uint64), counter=block)
-        return generator.random_raw(count)
+        raw: npt.NDArray[np.uint64] = generator.random_raw(count)
+        return raw
 
     def uniforms(self, stream: Stream, start: int, count: int) -> npt.NDArray[np.float64]:
         """Numbers `start .. start+count-1` of `stream`, each in [0, 1)."""
@@ -53,7 +54,8 @@ class CounterRandom:
         radius = np.sqrt(-2.0 * np.log1p(-uniforms[:, 0]))
         angle = 2.0 * np.pi * uniforms[:, 1]
         table = np.concatenate([radius * np.cos(angle), radius * np.sin(angle)], axis=1)
-        return table[:, :width].astype(np.float32)
+        rows_f32: npt.NDArray[np.float32] = table[:, :width].astype(np.float32)
+        return rows_f32
 
 
 def pick(weights: Sequence[float] | npt.NDArray[np.floating], u: float) -> int:

@@ -104,21 +104,23 @@ class RoundedRotaryEmbedding(LlamaRotaryEmbedding):
     """
 
     def __init__(self, config: LlamaConfig, rounded_to: torch.dtype) -> None:
-        if config.rope_parameters["rope_type"] in ("dynamic", "longrope"):
+        rope: Any = config.rope_parameters
+        if rope["rope_type"] in ("dynamic", "longrope"):
             raise CheckpointError(
-                f"config.json: text_config.rope_scaling of type {config.rope_parameters['rope_type']!r} changes its "
+                f"config.json: text_config.rope_scaling of type {rope['rope_type']!r} changes its "
                 "frequencies with the length of the text, which cached keys do not allow"
             )
         # the frequencies are computed for real even where the weights are not (meta device)
         with torch.device("cpu"):
             super().__init__(config)
         self._rounded = self.inv_freq.to(rounded_to).float()
-        self.inv_freq = self._rounded
+        self.inv_freq = nn.Buffer(self._rounded, persistent=False)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         device = self.original_inv_freq.device
-        self.inv_freq = self._rounded if device.type == "meta" else self._rounded.to(device)
+        frequencies = self._rounded if device.type == "meta" else self._rounded.to(device)
+        self.inv_freq = nn.Buffer(frequencies, persistent=False)
         return self
 
 
@@ -185,7 +187,8 @@ class SpokenLM(nn.Module):
     def __init__(self, config: SpokenLMConfig) -> None:
         super().__init__()
         self.config = config
-        llama_config = LlamaConfig(**_llama_settings(config.llama), attn_implementation=config.attn_implementation)
+        settings = _llama_settings(config.llama)
+        llama_config = LlamaConfig(**{**settings, "attn_implementation": config.attn_implementation})
         llama = LlamaForCausalLM(llama_config)
         llama.model.rotary_emb = RoundedRotaryEmbedding(llama_config, config.rotary_dtype)
         if config.lora is not None:
@@ -200,7 +203,8 @@ class SpokenLM(nn.Module):
     @property
     def llama(self) -> LlamaForCausalLM:
         """The language model inside."""
-        llama: LlamaForCausalLM = self.language_model.get_submodule("base_model.model")
+        llama = self.language_model.get_submodule("base_model.model")
+        assert isinstance(llama, LlamaForCausalLM)
         return llama
 
     @property
@@ -211,7 +215,8 @@ class SpokenLM(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """Precision of the language model."""
-        return self.llama.model.embed_tokens.weight.dtype
+        dtype: torch.dtype = self.llama.model.embed_tokens.weight.dtype
+        return dtype
 
     @property
     def device(self) -> torch.device:
@@ -220,7 +225,7 @@ class SpokenLM(nn.Module):
 
     def new_cache(self, slots: int, capacity: int) -> KeyValueSlots:
         """Empty storage for `slots` calls of up to `capacity` positions."""
-        config = self.llama.config
+        config: Any = self.llama.config
         return KeyValueSlots(
             layers=config.num_hidden_layers,
             slots=slots,

@@ -317,7 +317,7 @@ class TasteForCausalLM(nn.Module):
             if value is None:
                 raise InvalidInputError(name, f"is needed in mode {conditional_mode}")
             _single(name, value)
-        tensors = {name: value for name, value in given.items() if value is not None}
+        tensors: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
         codes = self.extract_vq(**tensors).llm_indices[0] if needed == len(given) else None
         prompt = self._completion_prompt(conditional_mode, tensors, codes, instruct_prefix_ids, instruct_suffix_ids)
         params = SamplingParams(

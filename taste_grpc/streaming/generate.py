@@ -144,8 +144,8 @@ class GenerationStream:
                 self._model.spoken_lm, self._model.audio_tower.rvq, self._cache, [self._generation], abort
             )
         self.steps += 1
-        completed = self._take(result)
-        if self._generation.done:
+        completed, generation = self._take(result), self._generation
+        if generation.done:
             self._cache = None
             return StreamingResult(True, self._reason(), self._segment(len(self._words)))
         if completed is not None and self._wants(completed, result):

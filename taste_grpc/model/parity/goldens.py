@@ -135,12 +135,13 @@ class GoldenSet:
         if operation == "frames":
             head = self.resolve(expression["head"])  # [1, n, bins]
             tail = self.resolve(expression["tail"])
-            frames = head.new_empty(1, expression["frames"], head.shape[2])
+            frames: Tensor = head.new_empty(1, expression["frames"], head.shape[2])
             frames[:] = tail.reshape(-1)[0] if tail.numel() == 1 else tail.reshape(1, 1, -1)
             frames[:, : head.shape[1]] = head
             return frames
         if operation == "cat":
-            return torch.cat(self.resolve(expression["of"]))
+            parts: list[Tensor] = self.resolve(expression["of"])
+            return torch.cat(parts)
         if operation == "pad_rows":
             rows: list[Tensor] = self.resolve(expression["of"])
             width = max(row.shape[1] for row in rows)
@@ -160,9 +161,9 @@ class GoldenSet:
         if not rule:
             return None
         if "mask" in rule:
-            mask = self.resolve(rule["mask"]).bool()
+            mask: Tensor = self.resolve(rule["mask"]).bool()
             return mask.reshape(mask.shape + (1,) * (len(shape) - mask.dim())).expand(shape)
-        lengths = self.resolve(rule["lengths"]).long().reshape(-1) + int(rule.get("add", 0))
+        lengths: Tensor = self.resolve(rule["lengths"]).long().reshape(-1) + int(rule.get("add", 0))
         axis = int(rule["axis"])
         positions = torch.arange(shape[axis])
         mask = positions[None, :] < lengths[:, None]  # [rows, axis]
