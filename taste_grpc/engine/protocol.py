@@ -189,7 +189,6 @@ class EngineStats:
     decode_steps: int
     prefill_tokens: int
     speech_units: int
-    mel_frames: int
     extra: dict[str, Any] = field(default_factory=dict)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -106,9 +107,10 @@ def taste_detokenize(
         else:
             waveform, rate = generator.inference(spoken, flow_embedding=speaker_embeds, seed=seed, abort=abort)
     samples = resample(waveform[0].float().cpu().numpy(), rate, out_sampling_rate)
-    fresh = samples[round(first * out_sampling_rate / rate) :]
+    # the resampler's filter may overshoot
+    fresh = np.clip(samples[round(first * out_sampling_rate / rate) :], -1.0, 1.0)
     return DetokenizedChunk(
-        audio_waveform=torch.from_numpy(fresh.copy())[None],
+        audio_waveform=torch.from_numpy(fresh)[None],
         sampling_rate=out_sampling_rate,
         chunk_duration_ms=1000.0 * len(fresh) / out_sampling_rate,
         speech_ids=spoken,

@@ -1,0 +1,116 @@
+"""One Detokenize call: what it has spoken so far, and how it speaks on."""
+
+from __future__ import annotations
+
+import secrets
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from taste_grpc.engine.loading import LoadedModel
+from taste_grpc.engine.protocol import DetokenizeChunk, DetokenizeConfig, Float32Array, SegmentInput
+from taste_grpc.engine.resume import ResumeState
+from taste_grpc.errors import InvalidInputError
+from taste_grpc.model.abort import AbortCheck
+from taste_grpc.streaming import TASTESegment, taste_detokenize
+from taste_grpc.streaming.conversation import spoken_word_ids
+
+
+class Utterance:
+    """Speech that grows segment by segment. Used from one thread at a time.
+
+    Raises InvalidInputError when the voice or the resume state in `config` cannot be used.
+    """
+
+    def __init__(self, loaded: LoadedModel, config: DetokenizeConfig, voice: Float32Array | None) -> None:
+        self._loaded = loaded
+        self._segments = 0
+        revision, width = loaded.info.revision, loaded.info.speaker_embedding_dim
+        if config.resume_state is not None:
+            self.state = ResumeState.unpack(config.resume_state, revision)
+        elif voice is not None:
+            self.state = ResumeState(
+                model_revision=revision,
+                seed=secrets.randbits(63) if config.seed is None else config.seed % 2**64,
+                out_sample_rate_hz=config.out_sample_rate_hz,
+                speaker=_checked_voice(voice, width),
+            )
+        else:
+            raise InvalidInputError("config.speaker", "is missing: give a speaker embedding or a reference clip")
+        if len(self.state.speaker) != width:
+            raise InvalidInputError("config.resume_state", "has a speaker embedding of another size")
+        self._voice = torch.tensor([self.state.speaker], dtype=torch.float32)
+
+    def say(self, given: SegmentInput, segment: TASTESegment, abort: AbortCheck) -> DetokenizeChunk:
+        """Speak one more segment; the chunk holds the new audio and the state after it."""
+        if segment.taste_ids is None or segment.length == 0:
+            raise InvalidInputError("segment", "must be of modality AUDIO and carry words with codes")
+        state, units_before = self.state, len(self.state.speech_ids)
+        offset = state.word_ids[-1] + 1 if state.word_ids else 0
+        word_ids = [offset + word for word in self._word_ids(given, segment.text_ids, segment.taste_ids)]
+        spoken = taste_detokenize(
+            self._loaded.model,
+            self._loaded.processor,
+            self._voice,
+            _row(state.text_ids),
+            torch.tensor([state.taste_ids]) if state.taste_ids else None,
+            _row(state.speech_ids),
+            state.audio_ms,
+            segment.text_ids,
+            segment.taste_ids,
+            torch.tensor([word_ids]),
+            _row(state.word_ids),
+            state.out_sample_rate_hz,
+            seed=state.seed,
+            abort=abort,
+        )
+        units: list[int] = spoken["speech_ids"][0].tolist()
+        samples = spoken["audio_waveform"][0].numpy()
+        self.state = state.model_copy(
+            update={
+                "samples": state.samples + len(samples),
+                "audio_ms": state.audio_ms + spoken["chunk_duration_ms"],
+                "text_ids": state.text_ids + tuple(segment.text_ids[0].tolist()),
+                "word_ids": state.word_ids + tuple(word_ids),
+                "taste_ids": state.taste_ids + tuple(tuple(row) for row in segment.taste_ids[0].tolist()),
+                "speech_ids": tuple(units),
+            }
+        )
+        self._segments += 1
+        return DetokenizeChunk(
+            samples=samples,
+            sample_rate_hz=state.out_sample_rate_hz,
+            first_sample=state.samples,
+            speech_ids=np.asarray(units[units_before:], np.int64),
+            index=self._segments - 1,
+            segment_index=self._segments - 1,
+            is_final=True,
+            resume_state=self.state.pack(),
+        )
+
+    def _word_ids(self, given: SegmentInput, text_ids: Tensor, taste_ids: Tensor) -> list[int]:
+        """Word index of each id of a segment, from 0."""
+        ids: list[int] = text_ids[0].tolist()
+        if given.word_ids is None:
+            coded = (taste_ids[0, :, 0] != -1).tolist()
+            sets = self._loaded.processor.text_tokenizer.sets(self._loaded.info.text_vocab_size)
+            return spoken_word_ids(ids, coded, sets)
+        words: list[int] = given.word_ids.tolist()
+        if len(words) != len(ids) or words != sorted(words):
+            raise InvalidInputError("segment.word_ids", "must be one non-decreasing word index per text id")
+        ranks = {word: rank for rank, word in enumerate(dict.fromkeys(words))}
+        return [ranks[word] for word in words]
+
+
+def _checked_voice(voice: Float32Array, width: int) -> tuple[float, ...]:
+    where = "config.speaker_embedding"
+    if len(voice) != width:
+        raise InvalidInputError(where, f"has {len(voice)} values; the model has {width}")
+    if not np.isfinite(voice).all() or not voice.any():
+        raise InvalidInputError(where, "is all zero, or has values that are NaN or infinite")
+    return tuple(float(value) for value in voice)
+
+
+def _row(ids: tuple[int, ...]) -> Tensor | None:
+    return torch.tensor([ids]) if ids else None
