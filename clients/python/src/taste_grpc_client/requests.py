@@ -1,0 +1,101 @@
+"""Arguments of the clients' methods, as request messages. Both clients build the same ones here."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from typing import Literal, TypeAlias, TypedDict
+
+from taste.v1.common_pb2 import (
+    AUDIO_ENCODING_FLOAT32LE,
+    AUDIO_ENCODING_LINEAR16,
+    AudioClip,
+    AudioEncoding,
+    Segment,
+    SpeakerEmbedding,
+)
+from taste.v1.taste_pb2 import (
+    DetokenizeConfig,
+    EmitPolicy,
+    EveryWord,
+    GenerateRequest,
+    SentenceEnd,
+    TokenizeRequest,
+)
+from taste_grpc_client.audio import AudioSource, audio_clip
+
+Emit: TypeAlias = Literal["word", "sentence"] | int
+"""When results leave: at every word, at every sentence end, or at every so many words."""
+
+PcmEncoding: TypeAlias = Literal["linear16", "float32le"]
+"""Encoding of streamed audio."""
+
+Speaker: TypeAlias = "SpeakerEmbedding | Iterable[float] | str | os.PathLike[str] | bytes | AudioClip"
+"""A voice: an embedding (message, numbers or array), or a recording of 1 to 30 seconds (path, file or clip)."""
+
+_ENCODINGS: dict[str, AudioEncoding.ValueType] = {
+    "linear16": AUDIO_ENCODING_LINEAR16,
+    "float32le": AUDIO_ENCODING_FLOAT32LE,
+}
+
+
+class GenerateOptions(TypedDict, total=False):
+    """How to continue a conversation. What is left out takes the server's default; see `taste.v1.GenerateRequest`."""
+
+    text_top_p: float
+    taste_top_p: float
+    text_temperature: float
+    repetition_penalty: float
+    max_length: int
+    extra_words: int
+    eos_id: int
+    seed: int
+    conversation_format: str
+
+
+def tokenize_request(
+    audio: AudioSource, text: str | None, text_ids: Iterable[int] | None, sample_rate_hz: int | None
+) -> TokenizeRequest:
+    """The request of `tokenize`."""
+    return TokenizeRequest(audio=audio_clip(audio, sample_rate_hz), text=text, text_ids=text_ids)
+
+
+def generate_request(segments: Iterable[Segment], emit: Emit | None, options: GenerateOptions) -> GenerateRequest:
+    """The request of `generate`."""
+    return GenerateRequest(segments=segments, emit_policy=_emit_policy(emit), **options)
+
+
+def _emit_policy(emit: Emit | None) -> EmitPolicy | None:
+    if emit is None:
+        return None
+    if emit == "word":
+        return EmitPolicy(every_word=EveryWord())
+    if emit == "sentence":
+        return EmitPolicy(sentence_end=SentenceEnd())
+    if isinstance(emit, int):
+        return EmitPolicy(every_words=emit)
+    raise ValueError(f"emit: 'word', 'sentence' or a number of words was expected, not {emit!r}")
+
+
+def detokenize_config(
+    speaker: Speaker | None,
+    sample_rate_hz: int | None,
+    encoding: PcmEncoding,
+    seed: int | None,
+    resume_state: bytes | None,
+) -> DetokenizeConfig:
+    """The first message of `detokenize`."""
+    if encoding not in _ENCODINGS:
+        raise ValueError(f"encoding: {encoding!r} is none of {', '.join(_ENCODINGS)}")
+    config = DetokenizeConfig(
+        out_sample_rate_hz=sample_rate_hz, encoding=_ENCODINGS[encoding], seed=seed, resume_state=resume_state
+    )
+    if isinstance(speaker, SpeakerEmbedding):
+        config.speaker_embedding.CopyFrom(speaker)
+    elif isinstance(speaker, str | os.PathLike | bytes | AudioClip):
+        config.reference.CopyFrom(audio_clip(speaker))
+    elif speaker is not None:
+        # Presence first: an empty embedding must reach the server as one, not as no speaker.
+        config.speaker_embedding.SetInParent()
+        config.speaker_embedding.values.extend(float(value) for value in speaker)
+    return config
