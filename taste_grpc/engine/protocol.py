@@ -21,7 +21,7 @@ Float32Array = npt.NDArray[np.float32]
 Role = Literal["system", "user", "assistant"]
 Modality = Literal["text", "audio"]
 CompletionReason = Literal["continuing", "segment_end", "finished", "no_speech", "max_length"]
-PartName = Literal["audio_tower", "spoken_lm", "speech_decoder", "voice_generator", "speaker_encoder"]
+
 
 
 @dataclass(frozen=True, slots=True)
