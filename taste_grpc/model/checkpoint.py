@@ -262,6 +262,8 @@ def _place(module: nn.Module, name: str, tensor: Tensor) -> None:
     parent_name, _, attribute = name.rpartition(".")
     parent = module.get_submodule(parent_name)
     if attribute in parent._parameters:
-        parent._parameters[attribute] = tensor if isinstance(tensor, nn.Parameter) else nn.Parameter(tensor, requires_grad=False)
+        parent._parameters[attribute] = (
+            tensor if isinstance(tensor, nn.Parameter) else nn.Parameter(tensor, requires_grad=False)
+        )
     else:
         parent._buffers[attribute] = tensor

@@ -30,12 +30,8 @@ class LoraLinear(nn.Module):
         super().__init__()
         self.base_layer = base_layer
         adapter = {"device": base_layer.weight.device, "dtype": torch.float32}
-        self.lora_A = nn.ModuleDict(
-            {"default": nn.Linear(base_layer.in_features, config.rank, bias=False, **adapter)}
-        )
-        self.lora_B = nn.ModuleDict(
-            {"default": nn.Linear(config.rank, base_layer.out_features, bias=False, **adapter)}
-        )
+        self.lora_A = nn.ModuleDict({"default": nn.Linear(base_layer.in_features, config.rank, bias=False, **adapter)})
+        self.lora_B = nn.ModuleDict({"default": nn.Linear(config.rank, base_layer.out_features, bias=False, **adapter)})
         self.scale = config.scale
 
     def forward(self, x: Tensor) -> Tensor:

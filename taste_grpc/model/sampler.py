@@ -203,9 +203,7 @@ class Sampler:
         values = values[order]
         if params.repetition_penalty != 1.0:
             seen = torch.tensor([text_id in self.history for text_id in ids.tolist()], device=values.device)
-            penalised = torch.where(
-                values < 0, values * params.repetition_penalty, values / params.repetition_penalty
-            )
+            penalised = torch.where(values < 0, values * params.repetition_penalty, values / params.repetition_penalty)
             values = torch.where(seen, penalised, values)
         return ids, (values / params.text_temperature).softmax(-1)
 

@@ -173,9 +173,7 @@ class TasteForCausalLM(nn.Module):
             llm_token_ids: `[B, L]` text ids of the same words; lengths `[B]`; `llm_word_ids` `[B, L]`.
             audio_features: `[B, F, bins]` log-mel; lengths `[B]`.
         """
-        heard = self.hear(
-            audio_features, audio_feature_lengths, asr_token_ids, asr_token_lengths, asr_word_ids, abort
-        )
+        heard = self.hear(audio_features, audio_feature_lengths, asr_token_ids, asr_token_lengths, asr_word_ids, abort)
         mapping = word_start_mapping(
             asr_word_ids.to(self.device),
             llm_word_ids.to(self.device),

@@ -148,9 +148,7 @@ class TextTokenizer:
     @property
     def special_ids(self) -> frozenset[int]:
         """Ids of the added special tokens."""
-        return frozenset(
-            token_id for token_id, token in self.tokenizer.added_tokens_decoder.items() if token.special
-        )
+        return frozenset(token_id for token_id, token in self.tokenizer.added_tokens_decoder.items() if token.special)
 
     def encode(self, text: str) -> list[int]:
         """Ids of `text`, no special tokens added; special tokens spelled out in it are ordinary text."""

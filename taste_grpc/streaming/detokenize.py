@@ -86,9 +86,7 @@ def taste_detokenize(
     """
     _check_speaker(speaker_embeds)
     if not MIN_RATE_HZ <= out_sampling_rate <= MAX_RATE_HZ:
-        raise InvalidInputError(
-            "out_sampling_rate", f"{out_sampling_rate} is outside {MIN_RATE_HZ}..{MAX_RATE_HZ} Hz"
-        )
+        raise InvalidInputError("out_sampling_rate", f"{out_sampling_rate} is outside {MIN_RATE_HZ}..{MAX_RATE_HZ} Hz")
     before = _previous(model, processor, prev_text_ids, prev_taste_ids, prev_speech_ids, prev_text_word_ids)
     new = _words(model, processor, "", text_ids, taste_ids, text_word_ids)
     generator = processor.get_generator(model.device)

@@ -199,9 +199,7 @@ class GenerationStream:
         return "finished" if reason == EndReason.SENTENCE_END else "max_length"
 
 
-def _sampling_params(
-    model: TasteForCausalLM, processor: TasteProcessor, options: GenerateOptions
-) -> SamplingParams:
+def _sampling_params(model: TasteForCausalLM, processor: TasteProcessor, options: GenerateOptions) -> SamplingParams:
     tokens = processor.text_tokenizer.conversation_tokens()
     stop_id = options.eos_id
     if stop_id is None and tokens is not None:

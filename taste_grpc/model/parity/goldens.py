@@ -146,7 +146,9 @@ class GoldenSet:
             rows: list[Tensor] = self.resolve(expression["of"])
             width = max(row.shape[1] for row in rows)
             padded = [
-                torch.cat([row, row.new_full((row.shape[0], width - row.shape[1], *row.shape[2:]), expression["value"])], 1)
+                torch.cat(
+                    [row, row.new_full((row.shape[0], width - row.shape[1], *row.shape[2:]), expression["value"])], 1
+                )
                 for row in rows
             ]
             return torch.cat(padded)
