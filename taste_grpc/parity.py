@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from pathlib import Path
+from typing import TextIO
 
 _DESCRIPTION = """\
 Check that the checkpoint in DIR computes the numbers recorded in DIR/goldens.
@@ -44,11 +45,14 @@ def main(argv: list[str] | None = None) -> int:
     try:
         goldens, checkpoint = open_goldens(arguments.directory)
         outputs = goldens.outputs()
-    except (GoldenFormatError, KeyError, TypeError) as error:
-        print(f"parity: {error}", file=sys.stderr)
+    except GoldenFormatError as error:
+        _say(f"parity: {error}", sys.stderr)
+        return 2
+    except (LookupError, TypeError, AttributeError) as error:
+        _say(f"parity: {arguments.directory}/goldens/index.json is not as expected: {error!r}", sys.stderr)
         return 2
     if not outputs:
-        print(f"parity: {arguments.directory}/goldens/index.json lists nothing to compare", file=sys.stderr)
+        _say(f"parity: {arguments.directory}/goldens/index.json lists nothing to compare", sys.stderr)
         return 2
 
     totals = []
@@ -57,13 +61,18 @@ def main(argv: list[str] | None = None) -> int:
         for comparison in run(goldens, checkpoint, arguments.stage, verbose=arguments.verbose):
             passed, total = passed + comparison.ok, total + 1
             if not (comparison.ok and arguments.failures):
-                print(comparison, flush=True)
+                _say(str(comparison))
         totals.append((passed, total))
     (values_passed, values_total), (passed, total) = totals
     if values_total:
-        print(f"{values_passed} of {values_total} listed values ok")
-    print(f"{passed} of {total} ok")
+        _say(f"{values_passed} of {values_total} listed values ok")
+    _say(f"{passed} of {total} ok")
     return 0 if (passed, values_passed) == (total, values_total) and total + values_total > 0 else 1
+
+
+def _say(line: str, to: TextIO | None = None) -> None:
+    (to or sys.stdout).write(f"{line}\n")
+    (to or sys.stdout).flush()
 
 
 if __name__ == "__main__":

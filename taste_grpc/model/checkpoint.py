@@ -42,8 +42,13 @@ class TensorSource(Protocol):
         """One tensor on the CPU, in its stored dtype."""
         ...
 
-    def describe(self, name: str) -> str:
-        """File a tensor is stored in, for error messages."""
+    @property
+    def location(self) -> str:
+        """File that stands for all of them, for error messages."""
+        ...
+
+    def label(self, name: str) -> str:
+        """`name`, with whatever helps to find the tensor."""
         ...
 
 
@@ -61,78 +66,101 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 class SafetensorsSource:
-    """The tensors of `model.safetensors`, or of the shards its index names, in `directory`."""
+    """The tensors of `model.safetensors`, or of the shards its index names, in `directory`.
+
+    Raises CheckpointError naming the file that is missing, damaged or not as the index says.
+    """
 
     def __init__(self, directory: Path) -> None:
         self.shapes: dict[str, tuple[int, ...]] = {}
         self._files: dict[str, Any] = {}
         self._file_of: dict[str, str] = {}
         self._directory = directory
-        for file in self._file_names():
-            self._open(file)
+        self._sharded = not (directory / _SINGLE).is_file()
+        self.location = str(directory / (_INDEX if self._sharded else _SINGLE))
+        listed = self._listed() if self._sharded else {}
+        for file in sorted(set(listed.values())) if self._sharded else [_SINGLE]:
+            self._open(file, listed)
+        for name, file in listed.items():
+            if name not in self._file_of:
+                raise CheckpointError(f"{directory / file} lacks the tensor {name}, which {_INDEX} says it holds")
 
-    def _file_names(self) -> list[str]:
-        if (self._directory / _INDEX).is_file():
-            weight_map = read_json(self._directory / _INDEX).get("weight_map")
-            if not isinstance(weight_map, dict) or not weight_map:
-                raise CheckpointError(f"{self._directory / _INDEX} has no weight_map")
-            return sorted(set(weight_map.values()))
-        if (self._directory / _SINGLE).is_file():
-            return [_SINGLE]
-        raise CheckpointError(f"{self._directory} has neither {_SINGLE} nor {_INDEX}")
+    def _listed(self) -> dict[str, str]:
+        """The shard of every tensor, as the index has it."""
+        path = self._directory / _INDEX
+        if not path.is_file():
+            raise CheckpointError(f"{self._directory} has neither {_SINGLE} nor {_INDEX}")
+        weight_map = read_json(path).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise CheckpointError(f"{path} has no weight_map")
+        for name, file in weight_map.items():
+            if not isinstance(file, str) or Path(file).name != file:
+                raise CheckpointError(f"{path} puts the tensor {name} into {file!r}, which is not the name of a file")
+        return weight_map
 
-    def _open(self, file: str) -> None:
+    def _open(self, file: str, listed: Mapping[str, str]) -> None:
         path = self._directory / file
         if not path.is_file():
             raise CheckpointError(f"{path} is missing, but {_INDEX} names it")
         try:
             handle: Any = safe_open(path, framework="pt")
             for name in handle.keys():  # noqa: SIM118 - not a mapping
-                self.shapes[name] = tuple(handle.get_slice(name).get_shape())
-                self._file_of[name] = file
+                if listed.get(name, file) == file:
+                    self.shapes[name] = tuple(handle.get_slice(name).get_shape())
+                    self._file_of[name] = file
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{path} is damaged or truncated: {error}") from error
         self._files[file] = handle
 
     def tensor(self, name: str) -> Tensor:
         """One tensor, mapped from its file."""
+        path = self._directory / self._file_of[name]
         try:
             tensor: Tensor = self._files[self._file_of[name]].get_tensor(name)
         except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{self.describe(name)}: tensor {name} cannot be read: {error}") from error
+            raise CheckpointError(f"{path}: tensor {name} cannot be read: {error}") from error
         return tensor
 
-    def describe(self, name: str) -> str:
-        """Path of the file a tensor is (or would be) in."""
-        return str(self._directory / self._file_of.get(name, _SINGLE))
+    def label(self, name: str) -> str:
+        """`name`, with its shard when there are several files."""
+        return f"{name} (in {self._file_of[name]})" if self._sharded and name in self._file_of else name
 
 
 class TorchSource:
-    """The tensors of a `torch.save` file holding a plain dictionary of tensors. Code in it is never run."""
+    """The tensors of a `torch.save` file holding a plain dictionary of tensors. Code in it is never run.
+
+    Raises CheckpointError naming the file when it is missing, damaged or holds anything else.
+    """
 
     def __init__(self, path: Path) -> None:
         if not path.is_file():
             raise CheckpointError(f"{path} is missing")
-        try:
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-        except pickle.UnpicklingError as error:
-            reason = str(error).split("\n", 1)[0]
-            raise CheckpointError(f"{path} holds more than tensors and was refused: {reason}") from error
-        except (RuntimeError, OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
-            raise CheckpointError(f"{path} is damaged or truncated: {str(error).splitlines()[0]}") from error
+        self.location = str(path)
+        content = self._read(path)
         if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
             raise CheckpointError(f"{path} is not a plain dictionary of tensors")
-        self._path = path
         self._tensors: dict[str, Tensor] = content
         self.shapes = {name: tuple(tensor.shape) for name, tensor in content.items()}
+
+    @staticmethod
+    def _read(path: Path) -> Any:
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        except pickle.UnpicklingError as error:
+            # torch refuses code and plain garbage with the same exception; its last line says which
+            reason = str(error).split("WeightsUnpickler error: ", 1)[-1].split("\n", 1)[0].rstrip(".")
+            raise CheckpointError(f"{path} is damaged or holds more than tensors; refused: {reason}") from error
+        except (RuntimeError, OSError, EOFError, ValueError, LookupError, AttributeError, zipfile.BadZipFile) as error:
+            reason = (str(error).splitlines() or ["it ends too soon"])[0]
+            raise CheckpointError(f"{path} is damaged or truncated: {reason}") from error
 
     def tensor(self, name: str) -> Tensor:
         """One tensor."""
         return self._tensors[name]
 
-    def describe(self, name: str) -> str:
-        """Path of the file."""
-        return str(self._path)
+    def label(self, name: str) -> str:
+        """`name`: there is one file only."""
+        return name
 
 
 def check_names(module: nn.Module, source: TensorSource, optional: Iterable[str] = ()) -> None:
@@ -142,21 +170,19 @@ def check_names(module: nn.Module, source: TensorSource, optional: Iterable[str]
         CheckpointError: one message with every missing, unexpected and misshapen tensor.
     """
     expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
-    missing = sorted(expected.keys() - source.shapes.keys() - set(optional))
-    unexpected = sorted(source.shapes.keys() - expected.keys())
     misshapen = [
-        f"{name} is {list(source.shapes[name])}, expected {list(shape)}"
+        f"{source.label(name)} is {list(source.shapes[name])}, expected {list(shape)}"
         for name, shape in sorted(expected.items())
         if name in source.shapes and source.shapes[name] != shape
     ]
-    problems = [
-        f"{len(names)} {kind}: {_some(names)}"
-        for kind, names in (("missing", missing), ("unexpected", unexpected), ("misshapen", misshapen))
-        if names
-    ]
+    found = {
+        "missing": sorted(expected.keys() - source.shapes.keys() - set(optional)),
+        "unexpected": [source.label(name) for name in sorted(source.shapes.keys() - expected.keys())],
+        "misshapen": misshapen,
+    }
+    problems = [f"{len(names)} {kind}: {_some(names)}" for kind, names in found.items() if names]
     if problems:
-        first = (missing or unexpected or [line.split(" ", 1)[0] for line in misshapen])[0]
-        raise CheckpointError(f"{source.describe(first)}: tensors do not fit the configuration; {'; '.join(problems)}")
+        raise CheckpointError(f"{source.location}: tensors do not fit the configuration; {'; '.join(problems)}")
 
 
 def _some(names: list[str]) -> str:
@@ -262,8 +288,7 @@ def _place(module: nn.Module, name: str, tensor: Tensor) -> None:
     parent_name, _, attribute = name.rpartition(".")
     parent = module.get_submodule(parent_name)
     if attribute in parent._parameters:
-        parent._parameters[attribute] = (
-            tensor if isinstance(tensor, nn.Parameter) else nn.Parameter(tensor, requires_grad=False)
-        )
+        own = tensor if isinstance(tensor, nn.Parameter) else nn.Parameter(tensor, requires_grad=False)
+        parent._parameters[attribute] = own
     else:
         parent._buffers[attribute] = tensor

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
-from taste_grpc.errors import CheckpointError
+from taste_grpc.errors import CheckpointError, TasteError
 from taste_grpc.model.audio_tower import AudioTowerConfig
 from taste_grpc.model.speech_decoder import SpeechDecoderConfig
 from taste_grpc.model.spoken_lm import SpokenLMConfig
@@ -52,3 +52,7 @@ class TasteConfig:
             )
         except KeyError as error:
             raise CheckpointError(f"config.json lacks the value {error}") from error
+        except (TypeError, ValueError, AttributeError) as error:
+            if isinstance(error, TasteError):
+                raise
+            raise CheckpointError(f"config.json has a value of the wrong kind: {error}") from error

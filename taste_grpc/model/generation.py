@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -277,9 +277,11 @@ def generate_all(
 
     Args:
         row_sink: receives every input row fed after the prompt.
-        max_steps: positions reserved; a text that never starts a word would otherwise not end.
+        max_steps: bound of the text when `params` has none; one that never starts a word would not end.
     """
-    limit = max_steps if params.max_length is None else params.max_length + lm.config.delay
+    if params.max_length is None:
+        params = replace(params, max_length=max_steps)
+    limit = (params.max_length or max_steps) + lm.config.delay
     cache = lm.new_cache(slots=1, capacity=prompt.rows.shape[0] + limit + 1)
     (generation,) = start_generations(lm, cache, [0], [prompt], [params], [draws], sets, abort)
     outcome = GeneratedText()

@@ -40,7 +40,10 @@ class KeyValueSlots:
         return 2 * self.keys.numel() * self.keys.element_size()
 
     def reset(self, slot: int) -> None:
-        """Forget what a slot holds."""
+        """Forget what a slot holds; its rows become zeros, lest one that is not finite spoils the next call."""
+        filled = self.lengths[slot]
+        self.keys[:, slot, :, :filled] = 0
+        self.values[:, slot, :, :filled] = 0
         self.lengths[slot] = 0
 
 
@@ -68,14 +71,13 @@ class SlotWindow:
             )
         self._width = max(new_lengths)
         self._window = max(ends)
-        self.padded = len(set(new_lengths)) > 1
         steps = torch.arange(self._width, device=device)
         self.positions = torch.tensor(starts, device=device)[:, None] + steps[None, :]  # [B, T]
         # rows beyond a slot's own new ones are padding; they are parked on its last new position
         self._valid = steps[None, :] < torch.tensor(new_lengths, device=device)[:, None]
         self._slot_index = torch.tensor(self._slots, device=device)
         self._contiguous = self._slots == list(range(self._slots[0], self._slots[0] + len(self._slots)))
-        self._aligned = len(set(starts)) == 1 and not self.padded
+        self._aligned = len(set(starts)) == 1 and len(set(new_lengths)) == 1
 
     def mask(self, dtype: torch.dtype) -> Tensor:
         """Additive attention mask `[B, 1, T, window]`."""
@@ -85,7 +87,7 @@ class SlotWindow:
         return mask.masked_fill_(~visible, torch.finfo(dtype).min)[:, None]
 
     def update(self, keys: Tensor, values: Tensor, layer: int, *_: object, **__: object) -> tuple[Tensor, Tensor]:
-        """Store new rows `[B, kv_heads, T, head_dim]` of a layer; returns all rows `[B, kv_heads, window, head_dim]`."""
+        """Store new rows `[B, kv_heads, T, head_dim]` of a layer; returns all rows (T becomes the window)."""
         own_keys, own_values = self._cache.keys[layer], self._cache.values[layer]
         if self._contiguous and self._aligned:
             slots = slice(self._slots[0], self._slots[0] + len(self._slots))
@@ -106,7 +108,3 @@ class SlotWindow:
         """Count the new rows as filled, once every layer has stored them."""
         for slot, new in zip(self._slots, self._new_lengths, strict=True):
             self._cache.lengths[slot] += new
-
-    def last_rows(self) -> Tensor:
-        """Index `[B]` of each slot's last valid row."""
-        return torch.tensor([new - 1 for new in self._new_lengths], device=self.positions.device)

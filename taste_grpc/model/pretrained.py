@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,9 @@ from taste_grpc.model.tokens import TextTokenizer
 
 _PATTERNS = ["*.json", "*.safetensors", "llama_tokenizer/*", "asr_tokenizer/*", "cosyvoice/*"]
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+_ATTENTION = ("sdpa", "eager")
+_DEVICES = "auto, cpu, cuda, cuda:N or the index of a CUDA device"
 _FINGERPRINT_SAMPLES, _FINGERPRINT_BYTES = 32, 4096
 
 
@@ -66,8 +70,9 @@ def _asr_tokenizer(directory: Path, name_or_path: str) -> PreTrainedTokenizerFas
             return own
         except Exception as error:
             raise CheckpointError(f"{folder} holds no usable tokenizer: {error}") from error
-    # published configurations give a path of the authors' machine; its last part is the hub name
-    repository = f"openai/{Path(name_or_path).name}" if name_or_path else "openai/whisper-large-v3"
+    # a published configuration gives a path of its authors' machine, whose last part is the hub name
+    is_hub_id = _HUB_ID.fullmatch(name_or_path) is not None
+    repository = name_or_path if is_hub_id else f"openai/{Path(name_or_path).name or 'whisper-large-v3'}"
     try:
         shared: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(repository)
         return shared
@@ -80,29 +85,48 @@ def _asr_tokenizer(directory: Path, name_or_path: str) -> PreTrainedTokenizerFas
 
 
 def resolve_device(device: str | int | torch.device) -> torch.device:
-    """`auto` (CUDA when there is one), `cuda`, `cuda:N`, `cpu`, or an index of a CUDA device."""
-    if isinstance(device, int):
+    """`auto` (CUDA when there is one), `cuda`, `cuda:N`, `cpu`, or an index of a CUDA device.
+
+    Raises InvalidInputError when it is none of these, or no such device is there.
+    """
+    if isinstance(device, int) and not isinstance(device, bool):
         device = f"cuda:{device}"
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         chosen = torch.device(device)
     except (RuntimeError, TypeError) as error:
-        raise InvalidInputError("device", f"{device!r} is not auto, cpu, cuda or cuda:N") from error
-    if chosen.type == "cuda" and not torch.cuda.is_available():
-        raise InvalidInputError("device", f"{device!r} was asked for, but no CUDA device is available")
+        raise InvalidInputError("device", f"{device!r} is not {_DEVICES}") from error
+    if chosen.type not in ("cpu", "cuda"):
+        raise InvalidInputError("device", f"{device!r} is not {_DEVICES}")
+    if chosen.type == "cuda":
+        present = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (chosen.index or 0) >= present:
+            raise InvalidInputError(
+                "device", f"{str(chosen)!r} was asked for, but {present} CUDA devices are available"
+            )
     return chosen
 
 
 def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
-    """`auto` is bfloat16 on CUDA and float32 on the CPU; else `bfloat16`, `float16` or `float32`."""
-    if isinstance(dtype, torch.dtype):
-        return dtype
+    """`auto` is bfloat16 on CUDA and float32 on the CPU; else `bfloat16`, `float16` or `float32`.
+
+    Raises InvalidInputError for anything else.
+    """
     if dtype == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
-    if dtype not in _DTYPES:
-        raise InvalidInputError("dtype", f"{dtype!r} is not auto, {', '.join(_DTYPES)}")
-    return _DTYPES[dtype]
+    if isinstance(dtype, str) and dtype in _DTYPES:
+        return _DTYPES[dtype]
+    if isinstance(dtype, torch.dtype) and dtype in _DTYPES.values():
+        return dtype
+    raise InvalidInputError("dtype", f"{str(dtype)!r} is not auto, {', '.join(_DTYPES)}")
+
+
+def check_attention(attn_implementation: str) -> str:
+    """`attn_implementation`, if there is such a one. Raises InvalidInputError."""
+    if attn_implementation not in _ATTENTION:
+        raise InvalidInputError("attn_implementation", f"{attn_implementation!r} is not {' or '.join(_ATTENTION)}")
+    return attn_implementation
 
 
 def fingerprint(directory: Path) -> str:

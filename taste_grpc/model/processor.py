@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +14,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from taste_grpc.audio import log_mel, resample
-from taste_grpc.errors import BatchSizeError, InvalidInputError
+from taste_grpc.errors import BatchSizeError, CheckpointError, InvalidInputError, InvalidTypeError, type_name
+from taste_grpc.model.arguments import check_number
 from taste_grpc.model.checkpoint import TorchSource, load_into, read_json
 from taste_grpc.model.pretrained import (
     load_asr_tokenizer,
@@ -64,6 +65,8 @@ class TasteProcessor:
         """Read the tokenizers of a checkpoint given as a directory or hub id. Raises CheckpointError."""
         directory = resolve_checkpoint(model)
         asr_config = read_json(directory / "config.json").get("asr_config") or {}
+        if not isinstance(asr_config, dict):
+            raise CheckpointError(f"{directory / 'config.json'}: asr_config is not an object")
         return cls(
             directory,
             load_text_tokenizer(directory),
@@ -174,23 +177,31 @@ class TasteProcessor:
 def mono_clip(name: str, audio: Float32Array | Tensor, sampling_rate: int) -> Float32Array:
     """`audio` as `[T]` float32, checked.
 
-    Raises BatchSizeError for more than one clip, InvalidInputError for another shape, NaN or infinite
-    samples, nothing at all, or more than 30 s.
+    Raises InvalidTypeError for what is no array of floating-point samples, BatchSizeError for more than one
+    clip, InvalidInputError for another shape, NaN or infinite samples, nothing at all, or more than 30 s.
     """
-    samples = np.asarray(audio.detach().cpu().numpy() if isinstance(audio, Tensor) else audio)
+    samples = np.asarray(audio.detach().cpu().float().numpy() if _is_float(audio) else audio)
+    if not np.issubdtype(samples.dtype, np.floating):
+        found = f"{type_name(audio)} of {samples.dtype}"
+        raise InvalidTypeError(name, f"is a {found}; floating-point samples in [-1, 1] are expected")
     if samples.ndim == 2:
         if samples.shape[0] != 1:
             raise BatchSizeError(name, f"has shape {samples.shape}; one clip [1, T] at a time")
         samples = samples[0]
     if samples.ndim != 1 or samples.size == 0:
         raise InvalidInputError(name, f"has shape {samples.shape}; [T] or [1, T] with T > 0 is expected")
-    if not np.issubdtype(samples.dtype, np.floating):
-        raise InvalidInputError(name, f"has dtype {samples.dtype}; floating-point samples in [-1, 1] are expected")
-    if not np.isfinite(samples).all():
-        raise InvalidInputError(name, "has samples that are NaN or infinite")
-    if sampling_rate <= 0:
+    if not check_number("sampling_rate", sampling_rate) > 0:
         raise InvalidInputError("sampling_rate", f"{sampling_rate} is not a positive number of Hz")
     if len(samples) > MAX_AUDIO_S * sampling_rate:
         seconds = len(samples) / sampling_rate
         raise InvalidInputError(name, f"is {seconds:.2f} s long; at most {MAX_AUDIO_S:g} s are allowed")
-    return np.ascontiguousarray(samples, dtype=np.float32)
+    with np.errstate(over="ignore"):
+        samples = np.ascontiguousarray(samples, dtype=np.float32)
+    bad = np.flatnonzero(~np.isfinite(samples))
+    if bad.size:
+        raise InvalidInputError(name, f"sample {bad[0]} is {samples[bad[0]]}; finite samples in [-1, 1] are expected")
+    return samples
+
+
+def _is_float(audio: Any) -> TypeGuard[Tensor]:
+    return isinstance(audio, Tensor) and audio.is_floating_point()

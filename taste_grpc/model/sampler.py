@@ -7,7 +7,7 @@ more text id that is thrown away.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum, IntEnum
 from typing import Protocol
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from taste_grpc.errors import InvalidInputError
+from taste_grpc.model.arguments import check_integer, check_number
 from taste_grpc.model.random import CounterRandom, Stream, pick
 from taste_grpc.model.tokens import TokenSets
 
@@ -85,8 +86,10 @@ class SamplingParams:
 
     `stop_id` ends the text and is exempt from the ban. `max_length` bounds the number of new text
     ids (None: no bound, as published). `stop_completes_word` lets a stop id that starts no word fetch
-    the codes of the last word all the same (the published model loses them). `text_top_p` 0 means greedy, and then neither temperature
-    nor repetition penalty has an effect.
+    the codes of the last word all the same (the published model loses them). `text_top_p` 0 means
+    greedy, and then neither temperature nor repetition penalty has an effect.
+
+    Raises InvalidInputError or InvalidTypeError naming the setting.
     """
 
     text_top_p: float = 0.3
@@ -99,10 +102,15 @@ class SamplingParams:
     stop_completes_word: bool = False
 
     def __post_init__(self) -> None:
-        for name, low, high in (("text_top_p", 0.0, 1.0), ("taste_top_p", 0.0, 1.0)):
-            value = getattr(self, name)
-            if not low <= value <= high:
-                raise InvalidInputError(name, f"{value} is not between {low:g} and {high:g}")
+        for name in ("text_top_p", "taste_top_p", "text_temperature", "repetition_penalty"):
+            check_number(name, getattr(self, name))
+        check_integer("extra_words", self.extra_words)
+        for name in ("stop_id", "max_length"):
+            if getattr(self, name) is not None:
+                check_integer(name, getattr(self, name))
+        for name in ("text_top_p", "taste_top_p"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise InvalidInputError(name, f"{getattr(self, name)} is not between 0 and 1")
         if not 0.0 < self.text_temperature <= 100.0:
             raise InvalidInputError("text_temperature", f"{self.text_temperature} is not above 0 and at most 100")
         if not 0.0 < self.repetition_penalty <= 100.0:
@@ -202,14 +210,14 @@ class Sampler:
         ids, order = ids.sort()
         values = values[order]
         if params.repetition_penalty != 1.0:
-            seen = torch.tensor([text_id in self.history for text_id in ids.tolist()], device=values.device)
+            seen = torch.isin(ids, torch.tensor(list(self.history), dtype=ids.dtype, device=ids.device))
             penalised = torch.where(values < 0, values * params.repetition_penalty, values / params.repetition_penalty)
             values = torch.where(seen, penalised, values)
         return ids, (values / params.text_temperature).softmax(-1)
 
     def ban(self, logits: Tensor) -> Tensor:
         """`logits` `[V]` as float32 with the banned ids, but not the call's own stop id, at BANNED_LOGIT."""
-        banned = logits.float().masked_fill(self.sets.banned.to(logits.device), BANNED_LOGIT)
+        banned = logits.float().masked_fill(self.sets.banned_on(logits.device), BANNED_LOGIT)
         if self.params.stop_id is not None:
             banned[self.params.stop_id] = logits[self.params.stop_id].float()
         return banned
@@ -248,10 +256,8 @@ class Sampler:
         self.history.add(text_id)
         waiting, at_start = self._advance_text(text_id)
         started = self._flags > self.delay
-        if started and at_start:
-            taste_ids = self.draw_taste(taste_logits)
-        else:
-            taste_ids = (-1,) * taste_logits.shape[0]
+        drawn = started and at_start
+        taste_ids = self.draw_taste(taste_logits) if drawn else (-1,) * taste_logits.shape[0]
         self.steps += 1
         return SamplerStep(text_id, taste_ids, self._action(waiting, at_start), self._taste_action(started, at_start))
 
@@ -272,7 +278,9 @@ class Sampler:
         if not waiting:
             self._text_ids += 1
             self.end_reason = self._end_reason(text_id)
-        if params.stop_id is not None and text_id == params.stop_id:
+        # while codes are awaited, stop ids drawn again and again would hold up the end for ever (delay > 1)
+        awaited = waiting and params.stop_completes_word
+        if params.stop_id is not None and text_id == params.stop_id and not awaited:
             self.end_reason = self.end_reason if waiting else EndReason.STOP_ID
             self._countdown = self.delay - 1
             waiting = True
@@ -301,8 +309,3 @@ class Sampler:
         if self.has_prefix:
             return TasteAction.USE_PREFIX if at_start else TasteAction.USE_PREFIX_IGNORE
         return TasteAction.WAIT
-
-
-def history_of(ids: Sequence[int] | Tensor) -> list[int]:
-    """Plain ids of a prompt, for the repetition penalty."""
-    return [int(text_id) for text_id in (ids.tolist() if isinstance(ids, Tensor) else ids)]

@@ -18,10 +18,10 @@ from taste_grpc.errors import CheckpointError
 from taste_grpc.model.abort import AbortCheck, never_abort
 from taste_grpc.model.kv_slots import KeyValueSlots, SlotWindow
 from taste_grpc.model.lora import LoraConfig, add_adapters
+from taste_grpc.model.tensor_shapes import TensorShapes
 
 PREFIX = "spoken_lm."
 _LLAMA = PREFIX + "language_model.base_model.model."
-_PUBLISHED_LATENT_DIM = 256
 
 
 @dataclass(frozen=True)
@@ -62,31 +62,47 @@ class SpokenLMConfig:
         _require(own, "out_llm_module", "continue_latent_linear_last")
         _require(own, "delay_level", "word")
         _require(own, "audio_embed_conv_mode", "fill_forward")
-        shapes = shapes or {}
-        latent = shapes.get(PREFIX + "extract_for_bridge_out_llm.fc_mu.weight", (_PUBLISHED_LATENT_DIM,))[0]
-        vq = config["audio_tower_config"]["kwargs_for_quantizer"]
-        if "codebook_dim" in vq and vq["codebook_dim"] != latent:
-            raise CheckpointError(
-                f"config.json: audio_tower_config.kwargs_for_quantizer.codebook_dim is {vq['codebook_dim']}, "
-                f"but the tensor {PREFIX}extract_for_bridge_out_llm.fc_mu.weight has {latent} rows"
-            )
-        lora = None
-        if own.get("use_lora", True):
-            kwargs = own["kwargs_for_lora"]
-            lora = LoraConfig(rank=int(kwargs["lora_r"]), alpha=float(kwargs["lora_alpha"]))
         rotary = own.get("rotary_inv_freq_dtype", "bfloat16")
         if rotary not in ("bfloat16", "float32"):
             raise CheckpointError(f"config.json: spoken_lm_config.rotary_inv_freq_dtype is {rotary!r}")
+        delay = int(own["delay"])
+        if delay < 1:
+            raise CheckpointError(f"config.json: spoken_lm_config.delay is {delay}; at least 1 word is expected")
         return cls(
             llama=dict(config["text_config"]),
-            lora=lora,
+            lora=_lora_config(own),
             audio_dim=int(config["audio_tower_config"]["audio_embed_dim"]),
-            latent_dim=latent,
-            sos_id=int(own["sos_id"]),
-            delay=int(own["delay"]),
+            latent_dim=_latent_dim(config, shapes),
+            sos_id=_sos_id(config),
+            delay=delay,
             rotary_dtype=torch.bfloat16 if rotary == "bfloat16" else torch.float32,
             attn_implementation=attn_implementation,
         )
+
+
+def _latent_dim(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]] | None) -> int:
+    quantizer = config["audio_tower_config"]["kwargs_for_quantizer"]
+    stated = quantizer.get("codebook_dim", quantizer["dim"])  # codes are looked for where the latent lives
+    key = "audio_tower_config.kwargs_for_quantizer.codebook_dim"
+    return TensorShapes(shapes, "config.json").size(f"{PREFIX}extract_for_bridge_out_llm.fc_mu.weight", 0, key, stated)
+
+
+def _lora_config(own: Mapping[str, Any]) -> LoraConfig | None:
+    if not own.get("use_lora", True):
+        return None
+    rank, alpha = int(own["kwargs_for_lora"]["lora_r"]), float(own["kwargs_for_lora"]["lora_alpha"])
+    if rank < 1:
+        raise CheckpointError(f"config.json: spoken_lm_config.kwargs_for_lora.lora_r is {rank}; at least 1 is expected")
+    return LoraConfig(rank, alpha)
+
+
+def _sos_id(config: Mapping[str, Any]) -> int:
+    sos_id, vocab_size = int(config["spoken_lm_config"]["sos_id"]), int(config["text_config"]["vocab_size"])
+    if not 0 <= sos_id < vocab_size:
+        raise CheckpointError(
+            f"config.json: spoken_lm_config.sos_id is {sos_id}, but text_config.vocab_size is {vocab_size}"
+        )
+    return sos_id
 
 
 def _require(config: Mapping[str, Any], name: str, value: str) -> None:

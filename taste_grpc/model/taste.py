@@ -4,29 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, NamedTuple, Self, get_args
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
-from taste_grpc.errors import BatchSizeError, CheckpointError, InvalidInputError
+from taste_grpc.errors import CheckpointError, InvalidInputError
 from taste_grpc.model.abort import AbortCheck, never_abort
 from taste_grpc.model.audio_tower import AudioTower, AudioTowerOutput
 from taste_grpc.model.checkpoint import SafetensorsSource, load_into, read_json
-from taste_grpc.model.config import TasteConfig
-from taste_grpc.model.generation import (
-    GeneratedText,
-    Prompt,
-    audio_prompt,
-    first_taste_rows,
-    generate_all,
-    instruct_prompt,
-    predicted_taste_rows,
-    text_prompt,
-    zero_prompt,
+from taste_grpc.model.completion import (
+    ConditionalMode,
+    check_single,
+    completion_prompt,
+    speech_outputs,
+    text_outputs,
 )
-from taste_grpc.model.pretrained import load_asr_tokenizer, resolve_checkpoint, resolve_device, resolve_dtype
+from taste_grpc.model.config import TasteConfig
+from taste_grpc.model.generation import GeneratedText, first_taste_rows, generate_all, predicted_taste_rows
+from taste_grpc.model.pretrained import (
+    check_attention,
+    load_asr_tokenizer,
+    resolve_checkpoint,
+    resolve_device,
+    resolve_dtype,
+)
 from taste_grpc.model.sampler import SamplingParams, SeededDraws
 from taste_grpc.model.speech_decoder import SpeechDecoder
 from taste_grpc.model.speech_inputs import DecoderInputs, SpokenWords, decoder_inputs
@@ -41,8 +44,6 @@ _LLAMA = "spoken_lm.language_model.base_model.model."
 _TIES = {_LLAMA + "lm_head.weight": _LLAMA + "model.embed_tokens.weight"}
 # stored in bfloat16 by the published checkpoint; everything else stays float32 at every dtype
 _REDUCED = ("audio_tower.audio_joint_encoder_segmenter.", "spoken_lm.language_model.")
-
-ConditionalMode = Literal["zero", "text", "audio", "instruct"]
 
 
 class ExtractedCodes(NamedTuple):
@@ -92,14 +93,13 @@ class TasteForCausalLM(nn.Module):
             CheckpointError: something is missing, damaged or does not fit; one message names the file
                 and the tensors.
         """
+        check_attention(attn_implementation)
+        target = resolve_device(device)
+        reduced = resolve_dtype(dtype, target)
         directory = resolve_checkpoint(model)
         published = read_json(directory / "config.json")
         source = SafetensorsSource(directory)
-        config = TasteConfig.from_published(published, source.shapes, attn_implementation)
-        target = resolve_device(device)
-        reduced = resolve_dtype(dtype, target)
-        with torch.device("meta"):
-            taste = cls(config)
+        taste = cls._on_meta(published, source, attn_implementation)
         load_into(
             taste,
             source,
@@ -113,6 +113,19 @@ class TasteForCausalLM(nn.Module):
         taste.directory = directory
         taste.to(target)  # rotary tables and other computed buffers
         return taste.eval()
+
+    @classmethod
+    def _on_meta(cls, published: dict[str, Any], source: SafetensorsSource, attn_implementation: str) -> Self:
+        """The network config.json and the tensors describe, without weights."""
+        try:
+            config = TasteConfig.from_published(published, source.shapes, attn_implementation)
+            with torch.device("meta"):
+                return cls(config)
+        except CheckpointError as error:
+            raise CheckpointError(f"{source.location}: {error}") from error
+        except Exception as error:  # transformers refuses sizes that do not go together in many ways
+            reason = " ".join(str(error).split())
+            raise CheckpointError(f"{source.location}: config.json describes no usable network: {reason}") from error
 
     @property
     def device(self) -> torch.device:
@@ -232,7 +245,7 @@ class TasteForCausalLM(nn.Module):
         Returns:
             `speech_token_ids` `[1, N]` and `speech_token_lengths` `[1]`.
         """
-        _single("asr_token_ids", asr_token_ids)
+        check_single("asr_token_ids", asr_token_ids)
         heard = self.hear(audio_features, audio_feature_lengths, asr_token_ids, asr_token_lengths, asr_word_ids)
         length = int(asr_token_lengths[0])
         inputs = DecoderInputs(
@@ -256,7 +269,7 @@ class TasteForCausalLM(nn.Module):
             tokens = WordTokens(asr_token_ids[0, :length].tolist(), asr_word_ids[0, :length].tolist())
             inputs = self._decoder_inputs(SpokenWords(tokens, tuple(map(tuple, rows))))
         units = self.speak(speaker_embeds, inputs, UnitSampler(seed=seed, greedy=greedy_units))
-        return _speech(units)
+        return speech_outputs(units)
 
     @torch.inference_mode()
     def inference_completion(
@@ -310,14 +323,26 @@ class TasteForCausalLM(nn.Module):
             "audio_features": audio_features,
             "audio_feature_lengths": audio_feature_lengths,
         }
+        if conditional_mode not in get_args(ConditionalMode):
+            raise InvalidInputError(
+                "conditional_mode", f"{conditional_mode!r} is not {', '.join(get_args(ConditionalMode))}"
+            )
         needed = {"zero": 0, "text": 1}.get(conditional_mode, len(given))
         for name, value in list(given.items())[:needed]:
             if value is None:
                 raise InvalidInputError(name, f"is needed in mode {conditional_mode}")
-            _single(name, value)
+            check_single(name, value)
         tensors: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
         codes = self.extract_vq(**tensors).llm_indices[0] if needed == len(given) else None
-        prompt = self._completion_prompt(conditional_mode, tensors, codes, instruct_prefix_ids, instruct_suffix_ids)
+        prompt = completion_prompt(
+            self.spoken_lm,
+            self.audio_tower.rvq,
+            conditional_mode,
+            tensors,
+            codes,
+            instruct_prefix_ids,
+            instruct_suffix_ids,
+        )
         params = SamplingParams(
             text_top_p=text_top_p,
             taste_top_p=taste_top_p,
@@ -343,34 +368,12 @@ class TasteForCausalLM(nn.Module):
                 tensors["asr_token_ids"][0, :length].tolist(), tensors["asr_word_ids"][0, :length].tolist()
             )
             spoken = SpokenWords(before, tuple(first_taste_rows(codes.tolist()))) + spoken
-        result = _generated(generated, tokenizer)
+        result = text_outputs(generated, tokenizer, self.vq_dim)
         if not spoken.tokens.ids:
-            return {**result, **_speech([]), "decoder_inputs": None}
+            return {**result, **speech_outputs([]), "decoder_inputs": None}
         inputs = self._decoder_inputs(spoken)
         units = self.speak(speaker_embeds, inputs, UnitSampler(seed=seed, greedy=greedy_units))
-        return {**result, **_speech(units), "decoder_inputs": inputs}
-
-    def _completion_prompt(
-        self,
-        mode: ConditionalMode,
-        tensors: dict[str, Tensor],
-        codes: Tensor | None,
-        prefix_ids: Sequence[int],
-        suffix_ids: Sequence[int],
-    ) -> Prompt:
-        lm, rvq = self.spoken_lm, self.audio_tower.rvq
-        if mode == "zero":
-            return zero_prompt(lm)
-        text_ids = tensors["llm_token_ids"][0].tolist()
-        if mode == "text":
-            return text_prompt(lm, text_ids)
-        if mode not in ("audio", "instruct") or codes is None:
-            raise InvalidInputError("conditional_mode", f"{mode!r} is not zero, text, audio or instruct")
-        length = int(tensors["llm_token_lengths"][0])
-        text_ids, word_ids = text_ids[:length], tensors["llm_word_ids"][0, :length].tolist()
-        if mode == "audio":
-            return audio_prompt(lm, rvq, text_ids, word_ids, codes[:length])
-        return instruct_prompt(lm, rvq, prefix_ids, text_ids, word_ids, codes[:length], suffix_ids)
+        return {**result, **speech_outputs(units), "decoder_inputs": inputs}
 
     def _spoken(
         self, generated: GeneratedText, tokenizer: TextTokenizer, asr_tokenizer: PreTrainedTokenizerFast
@@ -380,24 +383,3 @@ class TasteForCausalLM(nn.Module):
 
     def _decoder_inputs(self, spoken: SpokenWords) -> DecoderInputs:
         return decoder_inputs(spoken, self.audio_tower.rvq.output_from_indices, self.device)
-
-
-def _single(name: str, tensor: Tensor) -> None:
-    if tensor.shape[0] != 1:
-        raise BatchSizeError(name, f"has batch size {tensor.shape[0]}; one utterance at a time")
-
-
-def _speech(units: list[int]) -> dict[str, Any]:
-    return {
-        "speech_token_ids": torch.tensor([units], dtype=torch.long),
-        "speech_token_lengths": torch.tensor([len(units)], dtype=torch.int32),
-    }
-
-
-def _generated(generated: GeneratedText, tokenizer: TextTokenizer) -> dict[str, Any]:
-    return {
-        "generated_text": tokenizer.decode(generated.text_ids).strip(),
-        "llm_token_ids": torch.tensor([generated.text_ids], dtype=torch.long),
-        "llm_word_ids": torch.tensor([generated.word_ids], dtype=torch.long),
-        "llm_indices": torch.tensor([generated.taste_rows], dtype=torch.long),
-    }

@@ -28,10 +28,12 @@ def split_words(text: str) -> list[str]:
 
 
 def encode_words(encode: TextTokenizer | PreTrainedTokenizerFast, words: Sequence[str]) -> WordTokens:
-    """Tokenise every word separately, without special tokens."""
+    """Tokenise every word separately, without special tokens; a word that spells nothing has no ids."""
     ids: list[int] = []
     word_ids: list[int] = []
     for index, word in enumerate(words):
+        if not word.strip():
+            continue
         if isinstance(encode, TextTokenizer):
             word_tokens = encode.encode(word)
         else:

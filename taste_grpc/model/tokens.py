@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -74,6 +75,7 @@ class TokenSets:
     word_start: Tensor
     banned: Tensor
     sentence_end: Tensor
+    _banned_on: dict[torch.device, Tensor] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def vocab_size(self) -> int:
@@ -95,6 +97,12 @@ class TokenSets:
 
     _starts = b""
     _ends = b""
+
+    def banned_on(self, device: torch.device) -> Tensor:
+        """`banned` on `device`, moved there once."""
+        if device not in self._banned_on:
+            self._banned_on[device] = self.banned.to(device)
+        return self._banned_on[device]
 
     @classmethod
     def from_ids(
@@ -183,7 +191,11 @@ class TextTokenizer:
         return TokenSets.from_ids(vocab_size, starts, banned, ends)
 
     def conversation_tokens(self) -> ConversationTokens | None:
-        """The conversation markers, or None when the tokenizer lacks any of them."""
+        """The conversation markers, or None when the tokenizer lacks any of them; looked up once."""
+        return self._conversation_tokens
+
+    @cached_property
+    def _conversation_tokens(self) -> ConversationTokens | None:
         vocabulary = self.tokenizer.get_vocab()
         names = (SEGMENT_START_TOKEN, SEGMENT_END_TOKEN, *ROLE_TOKENS.values())
         if any(name not in vocabulary for name in names):

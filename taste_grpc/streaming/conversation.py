@@ -15,13 +15,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from taste_grpc.errors import InvalidInputError, UnsupportedByModelError
+from taste_grpc.errors import InvalidInputError, InvalidTypeError, UnsupportedByModelError, type_name
 from taste_grpc.model.generation import Prompt, audio_prompt, instruct_prompt, text_prompt, zero_prompt
 from taste_grpc.model.processor import TasteProcessor
 from taste_grpc.model.spoken_lm import delayed_sources
 from taste_grpc.model.taste import TasteForCausalLM
 from taste_grpc.model.tokens import ConversationTokens, TokenSets
-from taste_grpc.streaming.segments import TASTESegment
+from taste_grpc.streaming.segments import TASTESegment, check_range
 
 ConversationFormat = Literal["conversation", "completion"]
 
@@ -36,6 +36,7 @@ class ConversationPrompt:
             Row 0 (sos) is not fused at all.
         pending_taste_ids: `[D, Q]` codes of the last words of an open segment, still to be heard.
         history: ids that count for the repetition penalty: those of the segments, not the markers.
+        is_open: a last segment of the assistant is gone on with.
         prompt: the input rows.
     """
 
@@ -43,6 +44,7 @@ class ConversationPrompt:
     heard_taste_ids: Tensor
     pending_taste_ids: Tensor
     history: tuple[int, ...]
+    is_open: bool
     prompt: Prompt
 
 
@@ -78,13 +80,18 @@ def conversation_tokens(processor: TasteProcessor) -> ConversationTokens:
 
 
 def check_segments(segments: Sequence[TASTESegment], model: TasteForCausalLM) -> None:
-    """Hold ids and codes against the model's sizes. Raises InvalidInputError naming the segment."""
+    """Hold ids and codes against the model's sizes.
+
+    Raises InvalidInputError naming the segment, InvalidTypeError for what is no sequence of segments.
+    """
+    if not isinstance(segments, Sequence):
+        raise InvalidTypeError("input_segments", f"is a {type_name(segments)}; a list of TASTESegment is expected")
     vocab, codes = model.spoken_lm.vocab_size, model.config.audio_tower.quantizer.codebook_size
     for index, segment in enumerate(segments):
         where = f"input_segments[{index}]"
-        ids = segment.text_ids
-        if ids.numel() and (int(ids.min()) < 0 or int(ids.max()) >= vocab):
-            raise InvalidInputError(f"{where}.text_ids", f"has ids outside 0..{vocab - 1}")
+        if not isinstance(segment, TASTESegment):
+            raise InvalidTypeError(where, f"is a {type_name(segment)}, not a TASTESegment")
+        check_range(f"{where}.text_ids", segment.text_ids[0].tolist(), vocab)
         if segment.taste_ids is not None:
             check_codes(f"{where}.taste_ids", segment.taste_ids, model.vq_dim, codes)
 
@@ -93,8 +100,11 @@ def check_codes(name: str, taste_ids: Tensor, vq_dim: int, codebook_size: int) -
     """Hold codes `(1, S, vq_dim)` against the model's. Raises InvalidInputError naming `name`."""
     if taste_ids.shape[2] != vq_dim:
         raise InvalidInputError(name, f"has vq_dim {taste_ids.shape[2]}; the model has {vq_dim}")
-    if taste_ids.numel() and (int(taste_ids.min()) < -1 or int(taste_ids.max()) >= codebook_size):
-        raise InvalidInputError(name, f"has codes outside -1..{codebook_size - 1}")
+    outside = taste_ids[(taste_ids < -1) | (taste_ids >= codebook_size)]
+    if outside.numel():
+        raise InvalidInputError(
+            name, f"contains {int(outside[0])}; -1 or codes from 0 to {codebook_size - 1} are allowed"
+        )
     empty = taste_ids == -1
     if bool((empty.any(-1) != empty.all(-1)).any()):
         raise InvalidInputError(name, "has rows that are only partly -1")
@@ -149,19 +159,23 @@ def build_conditional_prompt(
     history: list[int] = []
     pending: list[list[int]] = []
     segments = merge_fragments(input_segments)
+    is_open = bool(segments) and segments[-1].role == "assistant"
     for index, segment in enumerate(segments):
         rows.add(tokens.role(segment.role))
         rows.add(tokens.segment_start)
         late = _add_segment(rows, segment, sets, lm.config.delay)
         history += segment.text_ids[0].tolist()
-        if index == len(segments) - 1 and segment.role == "assistant":
+        if is_open and index == len(segments) - 1:
             pending = late
         else:
             rows.add(tokens.segment_end, late[0] if late else None)
-    if not segments or segments[-1].role != "assistant":
+    if not is_open:
         rows.add(tokens.assistant)
         rows.add(tokens.segment_start)
-    return _read(model, rows, pending, tuple(history))
+    ids, heard = torch.tensor([rows.ids], device=model.device), torch.tensor([rows.codes], device=model.device)
+    late_rows = torch.tensor(pending, dtype=torch.long, device=model.device).reshape(-1, model.vq_dim)
+    prompt = _input_rows(model, ids[0], heard[0], late_rows, tuple(history))
+    return ConversationPrompt(ids, heard, late_rows, tuple(history), is_open, prompt)
 
 
 def _add_segment(rows: _Rows, segment: TASTESegment, sets: TokenSets, delay: int) -> list[list[int]]:
@@ -180,22 +194,20 @@ def _add_segment(rows: _Rows, segment: TASTESegment, sets: TokenSets, delay: int
     return heard[len(text_ids) :]
 
 
-def _read(
-    model: TasteForCausalLM, rows: _Rows, pending: list[list[int]], history: tuple[int, ...]
-) -> ConversationPrompt:
-    lm, device = model.spoken_lm, model.device
-    text_ids, codes = torch.tensor(rows.ids, device=device), torch.tensor(rows.codes, device=device)
+def _input_rows(
+    model: TasteForCausalLM, text_ids: Tensor, heard: Tensor, pending: Tensor, history: tuple[int, ...]
+) -> Prompt:
+    """Text ids `[T]` fused with the codes `[T, Q]` heard at each, but for the opening id."""
+    lm = model.spoken_lm
 
-    def embed(taste_ids: Tensor) -> Tensor:
-        heard = model.audio_tower.rvq.output_from_indices(taste_ids).float()
-        return torch.where(taste_ids[:, :1] >= 0, heard, lm.pad_audio_unit_embed.float())
+    def embed(codes: Tensor) -> Tensor:
+        speech = model.audio_tower.rvq.output_from_indices(codes).float()
+        return torch.where(codes[:, :1] >= 0, speech, lm.pad_audio_unit_embed.float())
 
     with torch.inference_mode():
         text = lm.embed_text(text_ids)
-        inputs = torch.cat([text[:1], lm.fuse(embed(codes[1:]), text[1:])])
-        late = torch.tensor(pending, dtype=torch.long, device=device).reshape(-1, model.vq_dim)
-        prompt = Prompt(inputs, history, tuple(embed(late)))
-    return ConversationPrompt(text_ids[None], codes[None], late, history, prompt)
+        rows = torch.cat([text[:1], lm.fuse(embed(heard[1:]), text[1:])])
+        return Prompt(rows, history, tuple(embed(pending)))
 
 
 def build_completion_prompt(

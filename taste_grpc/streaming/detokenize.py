@@ -13,6 +13,7 @@ from torch import Tensor
 from taste_grpc.audio import resample
 from taste_grpc.errors import BatchSizeError, InvalidInputError, InvalidTypeError, type_name
 from taste_grpc.model.abort import AbortCheck, never_abort
+from taste_grpc.model.arguments import check_integer, check_number
 from taste_grpc.model.processor import TasteProcessor
 from taste_grpc.model.speech_inputs import SpokenWords, decoder_inputs
 from taste_grpc.model.taste import TasteForCausalLM
@@ -20,7 +21,7 @@ from taste_grpc.model.text import words_of
 from taste_grpc.model.unit_sampler import UnitSampler
 from taste_grpc.streaming.conversation import check_codes, spoken_word_ids
 from taste_grpc.streaming.model_lock import model_lock
-from taste_grpc.streaming.segments import check_ids
+from taste_grpc.streaming.segments import check_ids, check_range, check_text_ids, check_word_ids
 
 MIN_RATE_HZ, MAX_RATE_HZ = 8_000, 96_000
 _AUDIO_MS_SLACK = 100.0  # callers add up rounded chunk durations
@@ -84,26 +85,27 @@ def taste_detokenize(
     Raises:
         BatchSizeError, InvalidInputError, InvalidTypeError: naming the argument.
     """
-    _check_speaker(speaker_embeds)
-    if not MIN_RATE_HZ <= out_sampling_rate <= MAX_RATE_HZ:
+    _check_speaker(speaker_embeds, model.config.speech_decoder.speaker_size)
+    if not MIN_RATE_HZ <= check_integer("out_sampling_rate", out_sampling_rate) <= MAX_RATE_HZ:
         raise InvalidInputError("out_sampling_rate", f"{out_sampling_rate} is outside {MIN_RATE_HZ}..{MAX_RATE_HZ} Hz")
+    seed = 0 if seed is None else check_integer("seed", seed)
     before = _previous(model, processor, prev_text_ids, prev_taste_ids, prev_speech_ids, prev_text_word_ids)
     new = _words(model, processor, "", text_ids, taste_ids, text_word_ids)
     generator = processor.get_generator(model.device)
     config = generator.config.flow
     _check_audio_ms(prev_audio_ms, 1000.0 * len(before.units) / config.unit_rate_hz)
-    seed = 0 if seed is None else seed
     with model_lock(model), torch.inference_mode():
         inputs = decoder_inputs(before.words + new, model.audio_tower.rvq.output_from_indices, model.device)
         units = before.units + model.speak(
             speaker_embeds, inputs, UnitSampler(seed=seed), previous_units=before.units, abort=abort
         )
-        spoken = torch.tensor([units], dtype=torch.long)
         first = config.frames(len(before.units)) * config.hop_samples
         if len(units) == len(before.units):
             waveform, rate = torch.zeros(1, first), generator.sampling_rate_hz
         else:
-            waveform, rate = generator.inference(spoken, flow_embedding=speaker_embeds, seed=seed, abort=abort)
+            waveform, rate = generator.inference(
+                torch.tensor([units]), flow_embedding=speaker_embeds, seed=seed, abort=abort
+            )
     samples = resample(waveform[0].float().cpu().numpy(), rate, out_sampling_rate)
     # the resampler's filter may overshoot
     fresh = np.clip(samples[round(first * out_sampling_rate / rate) :], -1.0, 1.0)
@@ -111,23 +113,26 @@ def taste_detokenize(
         audio_waveform=torch.from_numpy(fresh)[None],
         sampling_rate=out_sampling_rate,
         chunk_duration_ms=1000.0 * len(fresh) / out_sampling_rate,
-        speech_ids=spoken,
+        speech_ids=torch.tensor([units], dtype=torch.long),
     )
 
 
-def _check_speaker(speaker_embeds: Any) -> None:
+def _check_speaker(speaker_embeds: Any, size: int) -> None:
     if not isinstance(speaker_embeds, Tensor):
         raise InvalidTypeError("speaker_embeds", f"is a {type_name(speaker_embeds)}; a torch.Tensor is expected")
-    if speaker_embeds.dim() != 2:
-        raise InvalidInputError("speaker_embeds", f"has shape {tuple(speaker_embeds.shape)}; (1, 192) is expected")
-    if speaker_embeds.shape[0] != 1:
-        raise BatchSizeError("speaker_embeds", f"has shape {tuple(speaker_embeds.shape)}; batch size 1 is expected")
+    if not speaker_embeds.is_floating_point():
+        raise InvalidTypeError("speaker_embeds", f"has dtype {speaker_embeds.dtype}; floating point is expected")
+    shape = f"has shape {tuple(speaker_embeds.shape)}; (1, {size}) is expected"
+    if speaker_embeds.dim() == 2 and speaker_embeds.shape[0] != 1:
+        raise BatchSizeError("speaker_embeds", shape)
+    if speaker_embeds.shape != (1, size):
+        raise InvalidInputError("speaker_embeds", shape)
     if not bool(torch.isfinite(speaker_embeds).all()) or not bool(speaker_embeds.any()):
         raise InvalidInputError("speaker_embeds", "is all zero, or has values that are NaN or infinite")
 
 
 def _check_audio_ms(claimed: float, spoken: float) -> None:
-    if not abs(claimed - spoken) <= _AUDIO_MS_SLACK + 0.01 * spoken:
+    if not abs(check_number("prev_audio_ms", claimed) - spoken) <= _AUDIO_MS_SLACK + 0.01 * spoken:
         raise InvalidInputError(
             "prev_audio_ms", f"is {claimed:g}, but prev_speech_ids stand for {spoken:g} ms of audio"
         )
@@ -143,16 +148,15 @@ def _previous(
 ) -> _Utterance:
     empty = text_ids is None or text_ids.numel() == 0
     if empty:
-        if speech_ids is not None and speech_ids.numel():
-            raise InvalidInputError("prev_speech_ids", "are given, but prev_text_ids are not")
+        for name, given in (("taste_ids", taste_ids), ("speech_ids", speech_ids), ("text_word_ids", word_ids)):
+            if given is not None and given.numel():
+                raise InvalidInputError(f"prev_{name}", "are given, but prev_text_ids are not")
         return _Utterance(SpokenWords.of([], [], processor.audio_tokenizer), [])
     if taste_ids is None or speech_ids is None:
         name = "prev_taste_ids" if taste_ids is None else "prev_speech_ids"
         raise InvalidInputError(name, "are missing; prev_text_ids are given")
     units = check_ids("prev_speech_ids", speech_ids, 2)[0].tolist()
-    limit = model.config.speech_decoder.units
-    if units and (min(units) < 0 or max(units) >= limit):
-        raise InvalidInputError("prev_speech_ids", f"has ids outside 0..{limit - 1}")
+    check_range("prev_speech_ids", units, model.config.speech_decoder.units)
     return _Utterance(_words(model, processor, "prev_", text_ids, taste_ids, word_ids), units)
 
 
@@ -164,14 +168,10 @@ def _words(
     taste_ids: Tensor | None,
     word_ids: Tensor | None,
 ) -> SpokenWords:
-    ids = check_ids(f"{prefix}text_ids", text_ids, 2)[0].tolist()
+    vocab = model.spoken_lm.vocab_size
+    ids = check_text_ids(f"{prefix}text_ids", text_ids, vocab)
     codes = check_ids(f"{prefix}taste_ids", taste_ids, 3)
     check_codes(f"{prefix}taste_ids", codes, model.vq_dim, model.config.audio_tower.quantizer.codebook_size)
-    vocab = model.spoken_lm.vocab_size
-    if not ids:
-        raise InvalidInputError(f"{prefix}text_ids", "is empty; at least one id is expected")
-    if min(ids) < 0 or max(ids) >= vocab:
-        raise InvalidInputError(f"{prefix}text_ids", f"has ids outside 0..{vocab - 1}")
     rows: list[list[int]] = codes[0].tolist()
     if len(rows) != len(ids):
         raise InvalidInputError(f"{prefix}taste_ids", f"has S = {len(rows)}, but text_ids has S = {len(ids)}")
@@ -179,9 +179,7 @@ def _words(
     if word_ids is None:
         words = spoken_word_ids(ids, coded, processor.text_tokenizer.sets(vocab))
     else:
-        words = check_ids(f"{prefix}text_word_ids", word_ids, 2)[0].tolist()
-        if len(words) != len(ids) or words != sorted(words):
-            raise InvalidInputError(f"{prefix}text_word_ids", "must be one non-decreasing word index per text id")
+        words = check_word_ids(f"{prefix}text_word_ids", word_ids, len(ids))
     spelled = words_of(ids, words, processor.text_tokenizer)
     return SpokenWords.of(spelled, _row_per_word(f"{prefix}taste_ids", spelled, words, rows), processor.audio_tokenizer)
 

@@ -13,6 +13,7 @@ import torch
 
 from taste_grpc.errors import CallAbortedError, InvalidInputError, InvalidTypeError, type_name
 from taste_grpc.model.abort import AbortCheck, never_abort
+from taste_grpc.model.arguments import check_integer
 from taste_grpc.model.generation import Generation, StepResult, decode_step, start_generations
 from taste_grpc.model.kv_slots import KeyValueSlots
 from taste_grpc.model.processor import TasteProcessor
@@ -25,7 +26,7 @@ from taste_grpc.streaming.conversation import (
     conversation_formats,
 )
 from taste_grpc.streaming.model_lock import model_lock
-from taste_grpc.streaming.segments import CompletionReason, StreamingResult, TASTESegment
+from taste_grpc.streaming.segments import CompletionReason, StreamingResult, TASTESegment, check_range
 
 _RESULTS_AHEAD = 64  # results the generating thread may run ahead of its reader
 
@@ -86,9 +87,6 @@ class GenerationStream:
         input_segments: Sequence[TASTESegment],
         options: GenerateOptions,
     ) -> None:
-        for index, segment in enumerate(input_segments):
-            if not isinstance(segment, TASTESegment):
-                raise InvalidTypeError(f"input_segments[{index}]", f"is a {type_name(segment)}, not a TASTESegment")
         self._model = model
         self._processor = processor
         self._options = options
@@ -96,16 +94,31 @@ class GenerationStream:
         self._params = _sampling_params(model, processor, options)
         chosen = options.conversation_format or "conversation"
         if chosen == "conversation":
-            self._prompt = build_conditional_prompt(model, processor, input_segments).prompt
+            conversation = build_conditional_prompt(model, processor, input_segments)
+            self._prompt, self._goes_on = conversation.prompt, conversation.is_open
         elif chosen in conversation_formats(processor):
-            self._prompt = build_completion_prompt(model, processor, input_segments)
+            self._prompt, self._goes_on = build_completion_prompt(model, processor, input_segments), False
         else:
             raise InvalidInputError("conversation_format", f"{chosen!r} is not 'conversation' or 'completion'")
+        self._check_room()
         self._words: list[_Word] = []
         self._emitted = 0
         self._cache: KeyValueSlots | None = None
         self._generation: Generation | None = None
         self.steps = 0
+
+    def _check_room(self) -> None:
+        room = int(self._model.spoken_lm.llama.config.max_position_embeddings)
+        if self.prompt_rows + self._new_rows > room:
+            raise InvalidInputError(
+                "max_length",
+                f"{self._options.max_length} new ids after a prompt of {self.prompt_rows} exceed the {room} positions "
+                "of the model",
+            )
+
+    @property
+    def _new_rows(self) -> int:
+        return self._options.max_length + self._model.spoken_lm.config.delay + 1
 
     @property
     def prompt_rows(self) -> int:
@@ -120,9 +133,8 @@ class GenerationStream:
     def start(self, abort: AbortCheck = never_abort) -> None:
         """Read the prompt."""
         lm = self._model.spoken_lm
-        limit = (self._params.max_length or 0) + lm.config.delay + 1
         with model_lock(self._model), torch.inference_mode():
-            self._cache = lm.new_cache(slots=1, capacity=self.prompt_rows + limit)
+            self._cache = lm.new_cache(slots=1, capacity=self.prompt_rows + self._new_rows)
             seed = secrets.randbits(63) if self._options.seed is None else self._options.seed
             (self._generation,) = start_generations(
                 lm,
@@ -195,19 +207,25 @@ class GenerationStream:
     def _reason(self) -> CompletionReason:
         reason = self._generation.sampler.end_reason if self._generation else None
         if reason == EndReason.STOP_ID:
-            return "segment_end" if self._words else "no_speech"
+            # words of an open segment count: a stop id after them ends an answer, it does not decline one
+            return "segment_end" if self._words or self._goes_on else "no_speech"
         return "finished" if reason == EndReason.SENTENCE_END else "max_length"
 
 
 def _sampling_params(model: TasteForCausalLM, processor: TasteProcessor, options: GenerateOptions) -> SamplingParams:
     tokens = processor.text_tokenizer.conversation_tokens()
     stop_id = options.eos_id
-    if stop_id is None and tokens is not None:
+    if stop_id is not None:
+        check_range("eos_id", [check_integer("eos_id", stop_id)], model.spoken_lm.vocab_size)
+    elif tokens is not None:
         stop_id = tokens.segment_end
-    if stop_id is not None and not 0 <= stop_id < model.spoken_lm.vocab_size:
-        raise InvalidInputError("eos_id", f"{stop_id} is outside 0..{model.spoken_lm.vocab_size - 1}")
-    if options.extra_words < 1:
+    if check_integer("extra_words", options.extra_words) < 1:
         raise InvalidInputError("extra_words", f"{options.extra_words} is less than 1")
+    check_integer("max_length", options.max_length)
+    if options.seed is not None:
+        check_integer("seed", options.seed)
+    if options.should_emit_segment is not None and not callable(options.should_emit_segment):
+        raise InvalidTypeError("should_emit_segment", f"is a {type_name(options.should_emit_segment)}, not a function")
     return SamplingParams(
         text_top_p=options.text_top_p,
         taste_top_p=options.taste_top_p,
@@ -242,10 +260,9 @@ class _GeneratingThread:
                 result = self._stream.step(self._abort)
                 if result is not None:
                     self._results.put(result)
-        except CallAbortedError:
-            pass
         except BaseException as error:  # raised again where the results are read
-            self._results.put(error)
+            if not (self._closed.is_set() and isinstance(error, CallAbortedError)):
+                self._results.put(error)
         finally:
             self._stream.close()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
@@ -35,7 +35,33 @@ def check_ids(name: str, ids: Any, dims: int) -> Tensor:
     return ids.long()
 
 
-@dataclass
+def check_text_ids(name: str, text_ids: Any, vocab_size: int) -> list[int]:
+    """The ids of a tensor `(1, S)`, S > 0, all of them in the vocabulary. Raises errors naming `name`."""
+    ids: list[int] = check_ids(name, text_ids, 2)[0].tolist()
+    if not ids:
+        raise InvalidInputError(name, "is empty; at least one id is expected")
+    check_range(name, ids, vocab_size)
+    return ids
+
+
+def check_range(name: str, ids: Sequence[int], size: int) -> None:
+    """Raise InvalidInputError naming `name` and the first of `ids` outside 0..size-1."""
+    outside = next((number for number in ids if not 0 <= number < size), None)
+    if outside is not None:
+        raise InvalidInputError(name, f"contains {outside}; ids from 0 to {size - 1} are allowed")
+
+
+def check_word_ids(name: str, word_ids: Any, count: int) -> list[int]:
+    """The word of each of `count` text ids, a tensor `(1, S)`. Raises errors naming `name`."""
+    words: list[int] = check_ids(name, word_ids, 2)[0].tolist()
+    if len(words) != count:
+        raise InvalidInputError(name, f"has S = {len(words)}, but there are {count} text ids")
+    if words != sorted(words):
+        raise InvalidInputError(name, "must not decrease: they are the index of each id's word")
+    return words
+
+
+@dataclass(eq=False)
 class TASTESegment:
     """A fragment of a conversation.
 
@@ -45,6 +71,8 @@ class TASTESegment:
         text_ids: `(1, S)` ids of the LLM's tokenizer, without conversation markers.
         taste_ids: `(1, S, vq_dim)` codes; each word's row at its first id, -1 in all other rows.
             Audio segments have them, text segments do not.
+
+    Segments are equal when all of this is, value by value.
 
     Raises:
         InvalidInputError (ValueError): role, modality or shapes are wrong or contradict each other.
@@ -74,6 +102,18 @@ class TASTESegment:
                     f"has S = {self.taste_ids.shape[1]}, but text_ids has S = {self.text_ids.shape[1]}",
                 )
 
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, TASTESegment):
+            return NotImplemented
+        if (self.role, self.modality) != (other.role, other.modality):
+            return False
+        if not torch.equal(self.text_ids, other.text_ids):
+            return False
+        # of the same modality: either both have codes or neither
+        return self.taste_ids is None or (other.taste_ids is not None and torch.equal(self.taste_ids, other.taste_ids))
+
+    __hash__ = None  # type: ignore[assignment] # tensors can change
+
     @property
     def length(self) -> int:
         """Number of text ids."""
@@ -87,8 +127,8 @@ class StreamingResult:
     Attributes:
         is_complete: true in exactly one result of a generation, the last.
         completion_reason: `continuing` until then; at the end `segment_end` (the stop id came after
-            words), `finished` (a sentence ended at or after extra_words), `no_speech` (the stop id
-            came first) or `max_length`.
+            words, those of an open segment that is gone on with included), `finished` (a sentence
+            ended at or after extra_words), `no_speech` (the stop id came first) or `max_length`.
         segment: the new words, whole ones; None when the last result brings none.
     """
 

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import numpy as np
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from taste_grpc.audio import resample
 from taste_grpc.errors import InvalidInputError
 from taste_grpc.model.abort import AbortCheck, never_abort
-from taste_grpc.model.processor import MODEL_SAMPLE_RATE_HZ, TasteProcessor, mono_clip
+from taste_grpc.model.processor import MODEL_SAMPLE_RATE_HZ, Float32Array, TasteProcessor, mono_clip
 from taste_grpc.model.taste import TasteForCausalLM
 from taste_grpc.model.text import derive_word_ids, encode_words, words_of
 from taste_grpc.streaming.model_lock import model_lock
-from taste_grpc.streaming.segments import check_ids
+from taste_grpc.streaming.segments import check_text_ids, check_word_ids
 
 
 def taste_tokenize(
     model: TasteForCausalLM,
     processor: TasteProcessor,
-    audio: Tensor | np.ndarray[tuple[int, ...], np.dtype[np.float32]],
+    audio: Tensor | Float32Array,
     text_ids: Tensor,
     sampling_rate: int = 16000,
     *,
@@ -31,7 +32,7 @@ def taste_tokenize(
     Args:
         model: the model.
         processor: of the same checkpoint.
-        audio: `(1, T)` mono float in [-1, 1], at most 30 s.
+        audio: `(1, T)` mono float in [-1, 1], T > 0, at most 30 s.
         text_ids: `(1, S)` what is said, in ids of the LLM's tokenizer.
         sampling_rate: of `audio` in Hz; any.
         word_ids: `(1, S)` word of each id; derived from the tokens when None.
@@ -45,17 +46,12 @@ def taste_tokenize(
         BatchSizeError: a batch size that is not 1.
         InvalidInputError, InvalidTypeError: naming the argument.
     """
-    ids = check_ids("text_ids", text_ids, 2)[0].tolist()
-    samples = resample(mono_clip("audio", audio, sampling_rate), sampling_rate, MODEL_SAMPLE_RATE_HZ)
-    vocab = model.spoken_lm.vocab_size
-    if not ids:
-        raise InvalidInputError("text_ids", "is empty; at least one id is expected")
-    if min(ids) < 0 or max(ids) >= vocab:
-        raise InvalidInputError("text_ids", f"has ids outside 0..{vocab - 1}")
-    sets = processor.text_tokenizer.sets(vocab)
-    words = derive_word_ids(ids, sets) if word_ids is None else check_ids("word_ids", word_ids, 2)[0].tolist()
-    if len(words) != len(ids):
-        raise InvalidInputError("word_ids", f"has S = {len(words)}, but text_ids has S = {len(ids)}")
+    ids = check_text_ids("text_ids", text_ids, model.spoken_lm.vocab_size)
+    samples = _samples(audio, sampling_rate)
+    if word_ids is None:
+        words = derive_word_ids(ids, processor.text_tokenizer.sets(model.spoken_lm.vocab_size))
+    else:
+        words = check_word_ids("word_ids", word_ids, len(ids))
     asr = encode_words(processor.audio_tokenizer, words_of(ids, words, processor.text_tokenizer))
     if not asr.ids:
         raise InvalidInputError("text_ids", "spell no word")
@@ -76,4 +72,14 @@ def taste_tokenize(
             feature_lengths,
             abort,
         )
-    return codes.llm_indices.cpu()
+    return codes.llm_indices.cpu().clone()  # an ordinary tensor, not one of inference mode
+
+
+def _samples(audio: Any, sampling_rate: int) -> Float32Array:
+    """`audio` at the model's rate, `[T]`."""
+    if getattr(audio, "ndim", 2) != 2:
+        raise InvalidInputError("audio", f"has shape {tuple(audio.shape)}; (1, T) is expected")
+    samples = resample(mono_clip("audio", audio, sampling_rate), sampling_rate, MODEL_SAMPLE_RATE_HZ)
+    if not len(samples):
+        raise InvalidInputError("audio", f"has shape {tuple(audio.shape)}, less than a sample at 16 kHz")
+    return samples

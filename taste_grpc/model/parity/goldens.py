@@ -55,6 +55,8 @@ class GoldenSet:
     """
 
     def __init__(self, directory: Path) -> None:
+        if not directory.is_dir():
+            raise GoldenFormatError(f"{directory} is not a directory")
         self.directory = directory
         self.folder = directory / "goldens"
         path = self.folder / "index.json"
@@ -93,7 +95,7 @@ class GoldenSet:
                 entry=entry,
             )
             for entry in self.index["tensors"]
-            if entry.get("role") == "output" and entry.get("compare") != "info"
+            if entry.get("compare") not in (None, "info")
         ]
 
     def json_values(self) -> list[dict[str, Any]]:
