@@ -1,0 +1,5 @@
+"""The gRPC server: services, validation, errors, health, drain. Imports no torch."""
+
+from taste_grpc.server.app import DIALOGUE_SERVICE, TASTE_SERVICE, MakeEngine, TasteServer, run_server
+
+__all__ = ["DIALOGUE_SERVICE", "TASTE_SERVICE", "MakeEngine", "TasteServer", "run_server"]

@@ -1,0 +1,242 @@
+"""The server: put together, started, drained, stopped."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from taste.v1 import dialogue_pb2, dialogue_pb2_grpc, taste_pb2, taste_pb2_grpc
+from taste_grpc.engine.protocol import Engine, ModelInfo
+from taste_grpc.errors import SettingsError
+from taste_grpc.observability import log_event
+from taste_grpc.server.dialogue_service import DialogueService
+from taste_grpc.server.gate import Gate
+from taste_grpc.server.health import HealthService
+from taste_grpc.server.interceptor import CallInterceptor
+from taste_grpc.server.taste_service import TasteService
+from taste_grpc.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+TASTE_SERVICE = str(taste_pb2.DESCRIPTOR.services_by_name["TasteService"].full_name)
+DIALOGUE_SERVICE = str(dialogue_pb2.DESCRIPTOR.services_by_name["DialogueService"].full_name)
+_HEALTH_SERVICE = str(health_pb2.DESCRIPTOR.services_by_name["Health"].full_name)
+
+_SETTLE_S = 5.0
+"""Time for calls that were cut to run through their `finally`."""
+
+MakeEngine = Callable[[], Engine]
+"""Makes an engine that has not been started. May block for seconds (imports): it is called on a thread of its own."""
+
+
+class TasteServer:
+    """A gRPC server over one engine.
+
+    `start` listens at once: health says NOT_SERVING, and TasteService UNAVAILABLE, until the
+    engine has been loaded in the background. All methods are to be called on one event loop.
+    """
+
+    def __init__(self, settings: Settings, make_engine: MakeEngine) -> None:
+        self.settings = settings
+        self._make_engine = make_engine
+        self._engine: Engine | None = None
+        self._gate = Gate()
+        # DialogueService is not offered, so it never serves.
+        self._health = HealthService(["", TASTE_SERVICE, DIALOGUE_SERVICE])
+        self._taste = TasteService(self._gate, settings.limits)
+        self._server = grpc.aio.server(interceptors=[CallInterceptor()], options=channel_options(settings))
+        self._loading: asyncio.Task[ModelInfo] | None = None
+        self.port = 0
+
+    @property
+    def address(self) -> str:
+        """`host:port` that is listened at; after `start`."""
+        return _address(self.settings.host, self.port)
+
+    @property
+    def is_loading(self) -> bool:
+        """Whether the engine is being loaded."""
+        return self._loading is not None and not self._loading.done()
+
+    async def start(self) -> None:
+        """Listen, and begin to load. Raises SettingsError when the address cannot be had."""
+        taste_pb2_grpc.add_TasteServiceServicer_to_server(self._taste, self._server)
+        dialogue_pb2_grpc.add_DialogueServiceServicer_to_server(DialogueService(), self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        if self.settings.channelz:
+            _add_channelz(self._server)
+        if self.settings.reflection:
+            names = (TASTE_SERVICE, DIALOGUE_SERVICE, _HEALTH_SERVICE, reflection.SERVICE_NAME)
+            reflection.enable_server_reflection(names, self._server)
+        wanted = _address(self.settings.host, self.settings.port)
+        try:
+            self.port = self._server.add_insecure_port(wanted)
+        except RuntimeError as error:
+            raise SettingsError(f"host, port: cannot listen at {wanted}: is the port taken?") from error
+        await self._server.start()
+        if self.settings.port_file:
+            try:
+                _write_whole(self.settings.port_file, f"{self.port}\n")
+            except OSError as error:
+                raise SettingsError(f"port_file: {self.settings.port_file}: {error.strerror}") from error
+        log_event(logger, logging.INFO, "listening", address=self.address)
+        self._loading = asyncio.create_task(self._load(), name="load-model")
+
+    async def loaded(self) -> ModelInfo:
+        """Wait until the engine serves. Raises what loading it raised, CheckpointError above all."""
+        if self._loading is None:
+            raise RuntimeError("the server has not been started")
+        return await asyncio.shield(self._loading)
+
+    async def _load(self) -> ModelInfo:
+        log_event(logger, logging.INFO, "loading model", model=self.settings.model)
+        engine = await _on_daemon_thread(self._make_engine)
+        await engine.start()
+        self._engine = engine
+        self._gate.open(engine)
+        self._health.set(("", TASTE_SERVICE), serving=True)
+        info = engine.info
+        log_event(logger, logging.INFO, "serving", model=info.model_id, device=info.device, dtype=info.dtype)
+        if info.random_parts:
+            log_event(
+                logger,
+                logging.WARNING,
+                "parts of this model have learned nothing: what they make is noise",
+                random_parts=", ".join(info.random_parts),
+            )
+        return info
+
+    async def stop(self, hurry: asyncio.Event | None = None) -> None:
+        """Drain, then stop: no new calls, running ones go on until they end, the grace is over, or `hurry` is set."""
+        self._gate.drain()
+        self._health.set(("", TASTE_SERVICE), serving=False)
+        log_event(logger, logging.INFO, "draining", active_calls=self._gate.active)
+        await _first_of(self.settings.drain_grace_s, self._gate.idle(), hurry.wait() if hurry else None)
+        if self._gate.active:
+            log_event(logger, logging.WARNING, "cutting calls that did not end in time", active_calls=self._gate.active)
+        await self._server.stop(grace=0)
+        await _first_of(_SETTLE_S, self._gate.idle())
+        if self._engine is not None:
+            await self._engine.drain(0)
+        elif self._loading is not None:
+            self._loading.cancel()
+        self._taste.close()
+        log_event(logger, logging.INFO, "stopped")
+
+
+def channel_options(settings: Settings) -> list[tuple[str, int]]:
+    """Options of the server's connections."""
+    return [
+        # A short window: audio waits here, where it can be stopped, rather than on its way to a slow reader.
+        ("grpc.http2.bdp_probe", 0),
+        ("grpc.http2.lookahead_bytes", 16_384),
+        ("grpc.max_receive_message_length", settings.limits.max_request_bytes),
+        ("grpc.max_send_message_length", -1),
+        ("grpc.max_concurrent_streams", settings.max_concurrent_streams),
+        ("grpc.max_metadata_size", settings.max_metadata_bytes),
+        ("grpc.absolute_max_metadata_size", settings.max_metadata_bytes),
+        # A caller that vanished without a word is noticed.
+        ("grpc.keepalive_time_ms", round(1000 * settings.keepalive_s)),
+        ("grpc.keepalive_timeout_ms", 10_000),
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+        # A port that somebody else has is an error, not shared.
+        ("grpc.so_reuseport", 0),
+        ("grpc.enable_channelz", int(settings.channelz)),
+    ]
+
+
+async def run_server(settings: Settings, make_engine: MakeEngine) -> None:
+    """Serve until SIGTERM or SIGINT, then drain; a second signal cuts the grace short.
+
+    Owns the process: when it is told to stop while the model is being loaded, which nothing
+    can interrupt, it ends the process with status 0.
+
+    Raises:
+        SettingsError: the address cannot be had.
+        CheckpointError: the model cannot be loaded.
+    """
+    stop, hurry = asyncio.Event(), asyncio.Event()
+
+    def on_signal() -> None:
+        (hurry if stop.is_set() else stop).set()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal)
+    server = TasteServer(settings, make_engine)
+    await server.start()
+    await _first_of(None, server.loaded(), stop.wait())
+    if stop.is_set() and server.is_loading:
+        log_event(logger, logging.INFO, "stopped while loading")
+        logging.shutdown()
+        os._exit(0)
+    try:
+        await server.loaded()
+        await stop.wait()
+    finally:
+        await server.stop(hurry)
+
+
+async def _first_of(timeout_s: float | None, *awaitables: object) -> None:
+    """Return when the first of `awaitables` is done (None among them are left out) or the time is over."""
+    tasks = [asyncio.ensure_future(item) for item in awaitables if item is not None]  # type: ignore[call-overload]
+    try:
+        await asyncio.wait(tasks, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _on_daemon_thread(make: MakeEngine) -> Engine:
+    """The result of `make`, run on a thread that does not keep the process alive."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[Engine] = loop.create_future()
+
+    def settle(result: Engine | None, error: BaseException | None) -> None:
+        if future.cancelled():
+            return
+        if error is not None:
+            future.set_exception(error)
+        elif result is not None:
+            future.set_result(result)
+
+    def run() -> None:
+        result, error = None, None
+        try:
+            result = make()
+        except Exception as caught:
+            error = caught
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(settle, result, error)
+
+    threading.Thread(target=run, name="make-engine", daemon=True).start()
+    return await future
+
+
+def _add_channelz(server: grpc.aio.Server) -> None:
+    try:
+        from grpc_channelz.v1 import channelz
+    except ImportError as error:
+        raise SettingsError("channelz: the package grpcio-channelz is not installed") from error
+    channelz.add_channelz_servicer(server)
+
+
+def _address(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """A reader sees the whole file or none."""
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    scratch.write_text(text)
+    scratch.replace(path)

@@ -1,0 +1,162 @@
+"""Around every call: its id, its log line, and what its exceptions become."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing, asynccontextmanager
+from typing import Any
+from urllib.parse import unquote
+
+import grpc
+from google.protobuf.message import DecodeError
+
+from taste_grpc.errors import InvalidInputError, InvalidTypeError
+from taste_grpc.observability import log_event
+from taste_grpc.server.call import REQUEST_ID_KEY, Call, enter_call, request_id
+from taste_grpc.server.status import status_of
+
+logger = logging.getLogger(__name__)
+
+_QUIET = ("/grpc.health.", "/grpc.reflection.", "/grpc.channelz.")
+"""Services whose calls are logged at debug level: probes come every few seconds."""
+
+_DEADLINE_SLACK_S = 0.005
+_CODES = {code.value[0]: code for code in grpc.StatusCode}
+
+
+class _Malformed:
+    """Stands for a request that is no message of its type."""
+
+
+class CallInterceptor(grpc.aio.ServerInterceptor):
+    """Gives each call a request id, maps what it raises to a status, and logs one line when it has ended."""
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:
+        """The method's handler with all this around it; None for methods that do not exist."""
+        handler = await continuation(handler_call_details)
+        if handler is None:
+            return None
+        metadata = [(str(key), value) for key, value in handler_call_details.invocation_metadata or ()]
+        return _wrap(handler, str(handler_call_details.method), request_id(metadata))
+
+
+def _wrap(handler: Any, method: str, call_id: str) -> Any:
+    inner, make = _behaviour(handler)
+    if not (inspect.iscoroutinefunction(inner) or inspect.isasyncgenfunction(inner)):
+        return handler
+
+    async def serve(request: Any, context: Any) -> Any:
+        async with _observed(Call(method, unquote(context.peer()), call_id), context):
+            checked = _checked_stream(request) if handler.request_streaming else _checked(request)
+            if not inspect.isasyncgenfunction(inner):
+                return await inner(checked, context)
+            async with aclosing(inner(checked, context)) as responses:
+                async for response in responses:
+                    await context.write(response)
+        return None
+
+    return make(
+        serve,
+        request_deserializer=_tolerant(handler.request_deserializer),
+        response_serializer=handler.response_serializer,
+    )
+
+
+def _behaviour(handler: Any) -> tuple[Any, Callable[..., Any]]:
+    """The function behind a handler, and what makes a handler of its kind."""
+    kinds = {
+        (False, False): (handler.unary_unary, grpc.unary_unary_rpc_method_handler),
+        (False, True): (handler.unary_stream, grpc.unary_stream_rpc_method_handler),
+        (True, False): (handler.stream_unary, grpc.stream_unary_rpc_method_handler),
+        (True, True): (handler.stream_stream, grpc.stream_stream_rpc_method_handler),
+    }
+    return kinds[handler.request_streaming, handler.response_streaming]
+
+
+def _tolerant(deserialize: Callable[[bytes], Any] | None) -> Callable[[bytes], Any] | None:
+    """`deserialize`, but bytes that are no message become a value: gRPC would end the call with UNKNOWN."""
+    if deserialize is None:
+        return None
+
+    def read(data: bytes) -> Any:
+        try:
+            return deserialize(data)
+        except (DecodeError, ValueError):
+            return _Malformed()
+
+    return read
+
+
+def _checked(request: Any) -> Any:
+    if isinstance(request, _Malformed):
+        raise InvalidInputError("", "the request is no protobuf message of the method's type")
+    return request
+
+
+async def _checked_stream(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    async for request in requests:
+        yield _checked(request)
+
+
+@asynccontextmanager
+async def _observed(call: Call, context: Any) -> AsyncIterator[None]:
+    enter_call(call)
+    context.set_trailing_metadata(((REQUEST_ID_KEY, call.request_id),))
+    code = grpc.StatusCode.OK
+    try:
+        yield
+    except grpc.aio.AbortError:
+        code = _code_of(context)
+        raise
+    except asyncio.CancelledError:
+        code = grpc.StatusCode.DEADLINE_EXCEEDED if _past_deadline(context) else grpc.StatusCode.CANCELLED
+        raise
+    except Exception as error:
+        if isinstance(error, grpc.aio.BaseError) and context.done():
+            code = grpc.StatusCode.CANCELLED  # a write to a caller that has gone
+            return
+        status = status_of(error, call.request_id, past_deadline=_past_deadline(context))
+        code = status.code
+        _note(call, error, code)
+        await context.abort(code, status.message, (*status.trailers, (REQUEST_ID_KEY, call.request_id)))
+    finally:
+        _log_call(call, code)
+
+
+def _note(call: Call, error: Exception, code: grpc.StatusCode) -> None:
+    """Keep for the log what the caller is not told, or what helps to understand a refusal."""
+    if isinstance(error, InvalidInputError | InvalidTypeError):
+        call.refused_field = error.field
+    elif code is grpc.StatusCode.INTERNAL:
+        log_event(logger, logging.ERROR, "call failed", error=error, request_id=call.request_id, method=call.method)
+
+
+def _code_of(context: Any) -> grpc.StatusCode:
+    code = context.code()
+    return code if isinstance(code, grpc.StatusCode) else _CODES.get(code, grpc.StatusCode.UNKNOWN)
+
+
+def _past_deadline(context: Any) -> bool:
+    remaining = context.time_remaining()
+    return remaining is not None and remaining <= _DEADLINE_SLACK_S
+
+
+def _log_call(call: Call, code: grpc.StatusCode) -> None:
+    fields: dict[str, Any] = {
+        "request_id": call.request_id,
+        "peer": call.peer,
+        "method": call.method,
+        "code": code.name,
+        "duration_ms": round(call.elapsed_ms, 1),
+    }
+    if call.refused_field:
+        fields["field"] = call.refused_field
+    level = logging.DEBUG if call.method.startswith(_QUIET) else logging.INFO
+    log_event(logger, level, "call", **fields)

@@ -1,0 +1,153 @@
+"""`taste.v1.TasteService`: the four calls, from message to engine and back."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
+from typing import Any, TypeVar, cast
+
+from google.protobuf.message import Message
+
+from taste.v1 import common_pb2, taste_pb2, taste_pb2_grpc
+from taste_grpc.audio import Encoding
+from taste_grpc.engine.protocol import SegmentInput
+from taste_grpc.errors import InvalidInputError
+from taste_grpc.server import convert
+from taste_grpc.server.call import current_call
+from taste_grpc.server.checks import ENCODINGS
+from taste_grpc.server.clips import ClipReader
+from taste_grpc.server.gate import Gate
+from taste_grpc.server.validate import RequestValidator
+from taste_grpc.settings import LimitSettings
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_LIGHT_BYTES = 16_384
+"""Messages up to this size, without audio, are checked and converted in well under 5 ms: on the event loop."""
+
+
+class TasteService(taste_pb2_grpc.TasteServiceServicer):
+    """Validates, converts and hands over to the engine behind the gate.
+
+    Checking and decoding of large requests happens on two threads of its own. Engine
+    iterators are closed in every ending of a call, which stops their model work.
+    """
+
+    def __init__(self, gate: Gate, limits: LimitSettings) -> None:
+        self._gate = gate
+        self._limits = limits
+        self._codec = ThreadPoolExecutor(max_workers=2, thread_name_prefix="taste-codec")
+
+    def close(self) -> None:
+        """Ends the codec threads; what they work on is discarded."""
+        self._codec.shutdown(wait=False, cancel_futures=True)
+
+    async def GetModelInfo(
+        self, request: taste_pb2.GetModelInfoRequest, context: Any
+    ) -> taste_pb2.GetModelInfoResponse:
+        """What is loaded."""
+        with self._gate.enter() as engine:
+            return convert.model_info_response(engine.info, self._limits)
+
+    async def Tokenize(self, request: taste_pb2.TokenizeRequest, context: Any) -> taste_pb2.TokenizeResponse:
+        """Audio to aligned text ids and codes."""
+        with self._gate.enter() as engine:
+            validator = RequestValidator(self._limits, engine.info)
+
+            def prepare() -> Any:
+                validator.tokenize(request)
+                return convert.tokenize_request(request, self._limits)
+
+            result = await engine.tokenize(await self._off_loop(prepare))
+            return convert.tokenize_response(result, current_call().elapsed_ms)
+
+    async def Generate(
+        self, request: taste_pb2.GenerateRequest, context: Any
+    ) -> AsyncGenerator[taste_pb2.StreamingResult]:
+        """Continue a conversation, word by word."""
+        with self._gate.enter() as engine:
+            validator = RequestValidator(self._limits, engine.info)
+
+            def prepare() -> Any:
+                validator.generate(request)
+                return convert.generate_request(request, self._limits)
+
+            heavy = any(segment.HasField("audio") for segment in request.segments)
+            prepared = await self._prepare(request, heavy, prepare)
+            async with aclosing(_closable(engine.generate(prepared))) as results:
+                async for result in results:
+                    yield convert.streaming_result(result, current_call().elapsed_ms, self._limits.max_text_bytes)
+
+    async def Detokenize(self, request_iterator: Any, context: Any) -> AsyncGenerator[taste_pb2.DetokenizeResponse]:
+        """Speak segments as they arrive."""
+        with self._gate.enter() as engine:
+            validator = RequestValidator(self._limits, engine.info)
+            config = await _first_message(request_iterator)
+            prepared = await self._prepare(
+                config, config.HasField("reference"), lambda: self._config(validator, config)
+            )
+            encoding = ENCODINGS.get(config.encoding, Encoding.LINEAR16)
+            segments = self._segments(request_iterator, validator)
+            try:
+                async with aclosing(_closable(engine.detokenize(prepared, segments))) as chunks:
+                    async for chunk in chunks:
+                        yield convert.detokenize_response(chunk, encoding, current_call().elapsed_ms)
+            finally:
+                await segments.aclose()
+
+    def _config(self, validator: RequestValidator, config: taste_pb2.DetokenizeConfig) -> Any:
+        validator.detokenize_config(config)
+        return convert.detokenize_config(config, self._limits)
+
+    async def _segments(
+        self, requests: AsyncIterator[taste_pb2.DetokenizeRequest], validator: RequestValidator
+    ) -> AsyncGenerator[SegmentInput]:
+        """The segments of a Detokenize stream, each checked as it comes; the engine sets the pace."""
+        number = 1
+        async for request in requests:
+            number += 1
+            try:
+                yield await self._next_segment(request, validator)
+            except InvalidInputError as error:
+                raise InvalidInputError(error.field, f"{error.description} (message {number} of the call)") from error
+
+    async def _next_segment(self, request: taste_pb2.DetokenizeRequest, validator: RequestValidator) -> SegmentInput:
+        kind = request.WhichOneof("request")
+        if kind == "config":
+            raise InvalidInputError("config", "was sent a second time; it comes once, first")
+        if kind is None:
+            raise InvalidInputError("segment", "is required in every message after the first")
+        segment: common_pb2.Segment = request.segment
+
+        def prepare() -> SegmentInput:
+            validator.detokenize_segment(segment)
+            return convert.segment_input("segment", segment, ClipReader(self._limits))
+
+        return await self._prepare(segment, segment.HasField("audio"), prepare)
+
+    async def _prepare(self, message: Message, heavy: bool, work: Callable[[], T]) -> T:
+        """The result of `work`, done here or on a codec thread, by the weight of `message`."""
+        if heavy or message.ByteSize() > _LIGHT_BYTES:
+            return await self._off_loop(work)
+        return work()
+
+    async def _off_loop(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._codec, work)
+
+
+async def _first_message(requests: AsyncIterator[taste_pb2.DetokenizeRequest]) -> taste_pb2.DetokenizeConfig:
+    async for request in requests:
+        if request.WhichOneof("request") != "config":
+            raise InvalidInputError("config", "is required in the first message of the call")
+        return request.config
+    raise InvalidInputError("config", "is required: the call ended before its first message")
+
+
+def _closable(iterator: AsyncIterator[T]) -> AsyncGenerator[T]:
+    """Engines return async generators, which the protocol calls by their public part."""
+    return cast("AsyncGenerator[T]", iterator)

@@ -1,0 +1,188 @@
+"""The settings of a server: one immutable tree, read once at start-up.
+
+A value comes from the first of these that has it: command-line flags, environment
+variables (`TASTE_PORT`, `TASTE_LIMITS__MAX_AUDIO_MS`), a TOML file (`port = ...`,
+`[limits]`), the defaults below.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import SettingsError as PydanticSettingsError
+
+from taste_grpc.errors import SettingsError
+
+DEFAULT_MODEL = "taste-nano"
+"""The model of a server that was told of none: assembled from models that packages ship."""
+
+CONFIG_VARIABLE = "TASTE_CONFIG"
+"""Environment variable with the path of the TOML file."""
+
+_PREFIX = "TASTE_"
+_NESTED = "__"
+
+
+class LimitSettings(BaseModel):
+    """What requests may contain. Names and meaning are those of `taste.v1.Limits`.
+
+    The ranges are what the model and the wire can bear; a setting cannot go beyond them.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    min_audio_ms: Annotated[int, Field(ge=1, le=30_000)] = 20
+    max_audio_ms: Annotated[int, Field(ge=1, le=30_000)] = 30_000
+    min_sample_rate_hz: Annotated[int, Field(ge=8_000, le=96_000)] = 8_000
+    max_sample_rate_hz: Annotated[int, Field(ge=8_000, le=96_000)] = 96_000
+    max_channels: Annotated[int, Field(ge=1, le=2)] = 2
+    max_text_bytes: Annotated[int, Field(ge=1, le=1 << 20)] = 8_192
+    max_segments: Annotated[int, Field(ge=1, le=65_536)] = 256
+    max_text_tokens: Annotated[int, Field(ge=1, le=1 << 20)] = 8_192
+    max_length: Annotated[int, Field(ge=1, le=65_536)] = 4_096
+    max_extra_words: Annotated[int, Field(ge=1, le=65_536)] = 1_024
+    max_request_bytes: Annotated[int, Field(ge=1_024, le=1 << 30)] = 16 << 20
+    max_converse_message_bytes: Annotated[int, Field(ge=1_024, le=1 << 24)] = 64 << 10
+    min_reference_ms: Annotated[int, Field(ge=1, le=30_000)] = 1_000
+    max_reference_ms: Annotated[int, Field(ge=1, le=30_000)] = 30_000
+    max_resume_state_bytes: Annotated[int, Field(ge=1_024, le=1 << 24)] = 256 << 10
+    max_request_audio_ms: Annotated[int, Field(ge=1, le=3_600_000)] = 600_000
+    """Longest audio of all segments of one request together: compressed clips decode to far more than they weigh."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> LimitSettings:
+        for low, high in (
+            ("min_audio_ms", "max_audio_ms"),
+            ("min_sample_rate_hz", "max_sample_rate_hz"),
+            ("min_reference_ms", "max_reference_ms"),
+        ):
+            if getattr(self, low) > getattr(self, high):
+                raise ValueError(f"{low} is {getattr(self, low)}, above {high}, which is {getattr(self, high)}")
+        return self
+
+
+class Settings(BaseSettings):
+    """Everything a server can be told. Immutable; make one with `load_settings`."""
+
+    model_config = SettingsConfigDict(
+        frozen=True,
+        extra="forbid",
+        env_prefix=_PREFIX,
+        env_nested_delimiter=_NESTED,
+        env_ignore_empty=True,
+        protected_namespaces=(),
+    )
+
+    model: Annotated[str, Field(min_length=1)] = DEFAULT_MODEL
+    """Directory or hub id of a checkpoint in the published layout, or `taste-nano`."""
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
+    """`auto` takes CUDA when there is one."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    threads: Annotated[int, Field(ge=1, le=1_024)] | None = None
+    """Threads of one model computation on the CPU; None lets the engine choose."""
+
+    host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65_535)] = 50_051
+    """0 takes any free one; `port_file` and the log tell which."""
+    port_file: Path | None = None
+    """File that receives the port number once the server listens."""
+    reflection: bool = True
+    channelz: bool = False
+    drain_grace_s: Annotated[float, Field(ge=0, le=3_600, allow_inf_nan=False)] = 30.0
+    """How long running calls may go on once the server was told to stop."""
+    max_concurrent_streams: Annotated[int, Field(ge=1, le=1_000_000)] = 256
+    """Calls that one connection may have open at once; further ones wait in the client."""
+    max_metadata_bytes: Annotated[int, Field(ge=1_024, le=1 << 20)] = 16 << 10
+    keepalive_s: Annotated[float, Field(ge=1, le=86_400, allow_inf_nan=False)] = 30.0
+    """A connection on which nothing was heard for so long is probed, and closed when nobody answers."""
+
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["text", "json"] = "text"
+
+    limits: LimitSettings = LimitSettings()
+
+
+def load_settings(flags: Mapping[str, Any] | None = None, config: Path | None = None) -> Settings:
+    """Settings from flags, environment, file and defaults, in this order of precedence.
+
+    Args:
+        flags: what the command line gave; a value of None counts as not given.
+        config: the TOML file; None takes `TASTE_CONFIG`, and no file when that is unset too.
+
+    Raises:
+        SettingsError: a value is not allowed, a name unknown, or the file cannot be read.
+            One line, naming the setting and where its value came from.
+    """
+    given = {name: value for name, value in (flags or {}).items() if value is not None}
+    path = config or (Path(os.environ[CONFIG_VARIABLE]) if os.environ.get(CONFIG_VARIABLE) else None)
+    from_file = _read_toml(path) if path else {}
+
+    class Sources(Settings):
+        @classmethod
+        def settings_customise_sources(
+            cls,
+            settings_cls: type[BaseSettings],
+            init_settings: PydanticBaseSettingsSource,
+            env_settings: PydanticBaseSettingsSource,
+            dotenv_settings: PydanticBaseSettingsSource,
+            file_secret_settings: PydanticBaseSettingsSource,
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            return init_settings, env_settings, InitSettingsSource(settings_cls, init_kwargs=from_file)
+
+    try:
+        return Sources(**given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise SettingsError(_sentence(dict(first), given, path)) from None
+    except PydanticSettingsError:
+        # Only groups of settings are parsed before they are validated, and there is one.
+        raise SettingsError(f"limits: is no JSON object (environment variable {_PREFIX}LIMITS)") from None
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise SettingsError(f"{path}: {error.strerror or error}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path}: is no TOML: {error}") from None
+
+
+def _sentence(error: dict[str, Any], flags: Mapping[str, Any], path: Path | None) -> str:
+    """One line for a validation error: the setting, what is wrong, where the value came from."""
+    location = [str(part) for part in error["loc"]]
+    name = ".".join(location) or "settings"
+    variable = _PREFIX + _NESTED.join(location).upper()
+    if location and location[0] in flags:
+        origin = f"flag --{location[0].replace('_', '-')}"
+    elif location and any(key.upper() == variable for key in os.environ):
+        origin = f"environment variable {variable}"
+    else:
+        origin = str(path) if path else "settings"
+    if error["type"] == "extra_forbidden":
+        return f"{name}: there is no such setting ({origin})"
+    message = str(error["msg"]).removeprefix("Value error, ")
+    value = "" if isinstance(error["input"], dict) else f"{error['input']!r}: "
+    return " ".join(f"{name}: {value}{message} ({origin})".split())
+
+
+def to_toml(settings: Settings) -> str:
+    """`settings` as a TOML file that `load_settings` reads back; unset values are comments."""
+    values = settings.model_dump(mode="json")
+    limits = values.pop("limits")
+    lines = [_toml_line(name, value) for name, value in values.items()]
+    lines += ["", "[limits]"]
+    lines += [_toml_line(name, value) for name, value in limits.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _toml_line(name: str, value: Any) -> str:
+    # JSON's strings, numbers and booleans are TOML's too.
+    return f"# {name} is not set" if value is None else f"{name} = {json.dumps(value, ensure_ascii=False)}"
