@@ -38,12 +38,11 @@ def main(argv: list[str] | None = None) -> int:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     import torch
 
-    from taste_grpc.model.parity.goldens import GoldenFormatError
-    from taste_grpc.model.parity.runner import open_goldens, run_json, run_tensors
+    from taste_grpc.model.parity.goldens import GoldenFormatError, GoldenSet
 
     torch.set_num_threads(1)
     try:
-        goldens, checkpoint = open_goldens(arguments.directory)
+        goldens = GoldenSet(arguments.directory)
         outputs = goldens.outputs()
     except GoldenFormatError as error:
         _say(f"parity: {error}", sys.stderr)
@@ -55,6 +54,11 @@ def main(argv: list[str] | None = None) -> int:
         _say(f"parity: {arguments.directory}/goldens/index.json lists nothing to compare", sys.stderr)
         return 2
 
+    # imported late: what is no golden set is told without waiting for the whole model's code
+    from taste_grpc.model.parity.runner import run_json, run_tensors
+    from taste_grpc.model.parity.stage import Checkpoint
+
+    checkpoint = Checkpoint(arguments.directory)
     totals = []
     for run in (run_json, run_tensors):
         passed = total = 0

@@ -7,7 +7,6 @@ import math
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -111,8 +110,3 @@ def run_json(
             return Comparison(entry["stage"], name, 0.0 if same else math.inf, 0.0, same, detail)
 
         yield _guarded(entry["stage"], name, run, verbose)
-
-
-def open_goldens(directory: Path) -> tuple[GoldenSet, Checkpoint]:
-    """The golden set and the (not yet loaded) checkpoint of `directory`. Raises GoldenFormatError."""
-    return GoldenSet(directory), Checkpoint(directory)
