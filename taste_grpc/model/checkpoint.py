@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import sys
+import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -145,13 +147,16 @@ class TorchSource:
     @staticmethod
     def _read(path: Path) -> Any:
         try:
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # about odd pickles; the errors below say enough
+                return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
         except pickle.UnpicklingError as error:
-            # torch refuses code and plain garbage with the same exception; its last line says which
-            reason = str(error).split("WeightsUnpickler error: ", 1)[-1].split("\n", 1)[0].rstrip(".")
-            raise CheckpointError(f"{path} is damaged or holds more than tensors; refused: {reason}") from error
+            # torch refuses code and plain garbage with the same exception
+            code = re.search(r"GLOBAL (\S+)", str(error))
+            what = f"holds code ({code[1]}), which is not run" if code else "is damaged or holds more than tensors"
+            raise CheckpointError(f"{path} {what}") from error
         except (RuntimeError, OSError, EOFError, ValueError, LookupError, AttributeError, zipfile.BadZipFile) as error:
-            reason = (str(error).splitlines() or ["it ends too soon"])[0]
+            reason = (str(error).splitlines() or ["it ends too soon"])[0].split(". ", 1)[0]
             raise CheckpointError(f"{path} is damaged or truncated: {reason}") from error
 
     def tensor(self, name: str) -> Tensor:

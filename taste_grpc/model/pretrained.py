@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from taste_grpc.errors import CheckpointError, InvalidInputError
 from taste_grpc.model.tokens import TextTokenizer
+from taste_grpc.model.whisper_ids import WhisperSpecialIds
 
 _PATTERNS = ["*.json", "*.safetensors", "llama_tokenizer/*", "asr_tokenizer/*", "cosyvoice/*"]
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -67,6 +68,7 @@ def _asr_tokenizer(directory: Path, name_or_path: str) -> PreTrainedTokenizerFas
     if folder.is_dir():
         try:
             own: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(folder)
+            WhisperSpecialIds.from_tokenizer(own)
             return own
         except Exception as error:
             raise CheckpointError(f"{folder} holds no usable tokenizer: {error}") from error

@@ -99,7 +99,12 @@ class TasteForCausalLM(nn.Module):
         directory = resolve_checkpoint(model)
         published = read_json(directory / "config.json")
         source = SafetensorsSource(directory)
-        taste = cls._on_meta(published, source, attn_implementation)
+        try:
+            taste = cls._on_meta(published, source, attn_implementation)
+        except CheckpointError as error:
+            raise CheckpointError(
+                f"{directory / 'config.json'} and {Path(source.location).name}: {error}"
+            ) from error.__cause__
         load_into(
             taste,
             source,
@@ -121,11 +126,11 @@ class TasteForCausalLM(nn.Module):
             config = TasteConfig.from_published(published, source.shapes, attn_implementation)
             with torch.device("meta"):
                 return cls(config)
-        except CheckpointError as error:
-            raise CheckpointError(f"{source.location}: {error}") from error
+        except CheckpointError:
+            raise
         except Exception as error:  # transformers refuses sizes that do not go together in many ways
             reason = " ".join(str(error).split())
-            raise CheckpointError(f"{source.location}: config.json describes no usable network: {reason}") from error
+            raise CheckpointError(f"config.json describes no usable network: {reason}") from error
 
     @property
     def device(self) -> torch.device:
