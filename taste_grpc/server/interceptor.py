@@ -6,7 +6,7 @@ import asyncio
 import inspect
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from typing import Any
 from urllib.parse import unquote
 
@@ -24,6 +24,7 @@ _QUIET = ("/grpc.health.", "/grpc.reflection.", "/grpc.channelz.")
 """Services whose calls are logged at debug level: probes come every few seconds."""
 
 _DEADLINE_SLACK_S = 0.005
+_LINGER_S = 0.1
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 
@@ -53,7 +54,8 @@ def _wrap(handler: Any, method: str, call_id: str) -> Any:
         return handler
 
     async def serve(request: Any, context: Any) -> Any:
-        async with _observed(Call(method, unquote(context.peer()), call_id), context):
+        call = Call(method, unquote(context.peer()), call_id)
+        async with _observed(call, context, linger=handler.request_streaming):
             checked = _checked_stream(request) if handler.request_streaming else _checked(request)
             if not inspect.isasyncgenfunction(inner):
                 return await inner(checked, context)
@@ -106,7 +108,7 @@ async def _checked_stream(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
 
 
 @asynccontextmanager
-async def _observed(call: Call, context: Any) -> AsyncIterator[None]:
+async def _observed(call: Call, context: Any, *, linger: bool) -> AsyncIterator[None]:
     enter_call(call)
     context.set_trailing_metadata(((REQUEST_ID_KEY, call.request_id),))
     code = grpc.StatusCode.OK
@@ -125,9 +127,22 @@ async def _observed(call: Call, context: Any) -> AsyncIterator[None]:
         status = status_of(error, call.request_id, past_deadline=_past_deadline(context))
         code = status.code
         _note(call, error, code)
+        if linger:
+            await _discard_input(context)
         await context.abort(code, status.message, (*status.trailers, (REQUEST_ID_KEY, call.request_id)))
     finally:
         _log_call(call, code)
+
+
+async def _discard_input(context: Any) -> None:
+    """Take what the caller is just sending before its call is ended.
+
+    A grpc.aio client whose write is cut off reports INTERNAL in place of the status it was sent.
+    """
+    with suppress(grpc.aio.BaseError, TimeoutError):
+        async with asyncio.timeout(_LINGER_S):
+            while await context.read() is not grpc.aio.EOF:
+                pass
 
 
 def _note(call: Call, error: Exception, code: grpc.StatusCode) -> None:

@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+_MESSAGE_FIELDS = ("config", "segment")
 _LIGHT_BYTES = 16_384
 """Messages up to this size, without audio, are checked and converted in well under 5 ms: on the event loop."""
 
@@ -97,6 +98,9 @@ class TasteService(taste_pb2_grpc.TasteServiceServicer):
                 async with aclosing(_closable(engine.detokenize(prepared, segments))) as chunks:
                     async for chunk in chunks:
                         yield convert.detokenize_response(chunk, encoding, current_call().elapsed_ms)
+            except InvalidInputError as error:
+                # Of an engine, which knows the config as an argument of its own.
+                raise error if error.field.startswith(_MESSAGE_FIELDS) else error.at("config") from error
             finally:
                 await segments.aclose()
 

@@ -1,0 +1,55 @@
+"""A live server in this process, on a free port."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+
+from taste.v1 import taste_pb2_grpc
+from taste_grpc.engine.protocol import Engine
+from taste_grpc.server import TasteServer
+from taste_grpc.settings import load_settings
+
+SHORT_WINDOW = [
+    ("grpc.http2.bdp_probe", 0),
+    ("grpc.http2.lookahead_bytes", 16384),
+    ("grpc.use_local_subchannel_pool", 1),
+]
+
+
+@dataclass
+class Live:
+    server: TasteServer
+    engine: Any
+    channel: grpc.aio.Channel
+
+    @property
+    def stub(self) -> Any:
+        return taste_pb2_grpc.TasteServiceStub(self.channel)
+
+
+@asynccontextmanager
+async def live_server(engine: Engine, *, wait: bool = True, **flags: Any) -> AsyncIterator[Live]:
+    settings = load_settings({"port": 0, "drain_grace_s": 0.2, **flags})
+    server = TasteServer(settings, lambda: engine)
+    await server.start()
+    channel = grpc.aio.insecure_channel(server.address, options=SHORT_WINDOW)
+    try:
+        if wait:
+            await server.loaded()
+        yield Live(server, engine, channel)
+    finally:
+        await channel.close()
+        await server.stop()
+
+
+async def until(condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
+    """Wait until `condition` holds; fails with a timeout when it never does."""
+    async with asyncio.timeout(timeout_s):
+        while not condition():
+            await asyncio.sleep(0.01)
