@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,8 +44,7 @@ def load_model(
     model: str | Path, device: str, dtype: str, threads: int | None, cache_dir: Path | None = None
 ) -> LoadedModel:
     """Load everything, on the thread that will use it. Raises CheckpointError."""
-    if threads is not None:
-        torch.set_num_threads(threads)
+    torch.set_num_threads(threads or default_threads())
     embedded = str(model) == EMBEDDED_MODEL_ID
     directory = _assemble_embedded(cache_dir) if embedded else resolve_checkpoint(model)
     taste = TasteForCausalLM.from_pretrained(directory, device=device, dtype=dtype)
@@ -52,9 +52,16 @@ def load_model(
     processor.get_generator(taste.device)
     recogniser = _recogniser()
     info = _describe(str(model) if embedded else directory.name, directory, taste, processor, recogniser)
-    for part in info.random_parts:
-        logger.warning("the weights of %s are random: it computes, but means nothing", part)
     return LoadedModel(taste, processor, recogniser, info)
+
+
+def default_threads() -> int:
+    """Threads of one computation on the CPU when nobody says: half of the cores.
+
+    The recogniser and the event loop want cores too, and a computation that waits for a thread on a busy core
+    is slower than one with fewer threads.
+    """
+    return max(1, (os.cpu_count() or 1) // 2)
 
 
 def _assemble_embedded(cache_dir: Path | None) -> Path:

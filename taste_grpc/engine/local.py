@@ -50,7 +50,7 @@ class EngineSettings:
         model: directory, hub id, or `taste-nano` for the embedded model.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         dtype: `auto`, `float32`, `bfloat16` or `float16`.
-        threads: threads of one model operation; None leaves torch's default.
+        threads: threads of one model operation on the CPU; None takes half of the cores.
         max_text_tokens: text ids a Generate request may hold.
         cache_dir: where the embedded model is assembled; None is the user's cache.
     """
@@ -313,4 +313,3 @@ def _emit_rule(policy: EmitPolicy) -> ShouldEmitSegment:
 
 def _since(started: float) -> float:
     return 1000.0 * (time.monotonic() - started)
-

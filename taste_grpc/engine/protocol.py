@@ -23,7 +23,6 @@ Modality = Literal["text", "audio"]
 CompletionReason = Literal["continuing", "segment_end", "finished", "no_speech", "max_length"]
 
 
-
 @dataclass(frozen=True, slots=True)
 class SegmentInput:
     """One fragment of a conversation or of speech, in one of three forms.

@@ -23,6 +23,7 @@ from taste_grpc_client.errors import (
     UnavailableError,
     UnimplementedError,
 )
+from taste_grpc_client.requests import GenerateOptions
 from taste_grpc_client.segments import RoleName, audio_segment, text_segment, token_segment
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "CallCancelledError",
     "DeadlineExceededError",
     "FieldViolation",
+    "GenerateOptions",
     "InvalidArgumentError",
     "ModelError",
     "OverloadedError",

@@ -1,0 +1,193 @@
+"""One spoken question through a server: hear it, answer it, say the answer while it is being made."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from taste.v1.common_pb2 import Segment
+from taste.v1.taste_pb2 import CompletionReason, GetModelInfoResponse, StreamingResult, TokenizeResponse
+from taste_grpc.audio import Waveform, write_wav
+from taste_grpc_client import GenerateOptions, TasteClient, text_segment, token_segment
+
+DEFAULT_SYSTEM_PROMPT = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
+"""What the embedded language model was tuned with; without it its answers are shaky."""
+
+_CONVERSATION = "conversation"
+_INT16 = 32768.0
+
+
+@dataclass(frozen=True)
+class TalkOptions:
+    """How to answer.
+
+    Attributes:
+        system: instruction before the question; left out when empty, and for models without conversations.
+        text: what is said in the recording; the server listens for itself when None.
+        extra_words: a sentence that ends at or after so many words ends the answer.
+        every_words: words that are spoken at a time.
+        text_top_p: share of probability each id is drawn from, 0 for the best one always; the server's
+            default when None.
+        seed: makes the answer repeatable.
+        sample_rate_hz: of the answer's audio.
+        timeout_s: of each call.
+    """
+
+    system: str = DEFAULT_SYSTEM_PROMPT
+    text: str | None = None
+    extra_words: int = 12
+    every_words: int = 4
+    text_top_p: float | None = None
+    seed: int | None = None
+    sample_rate_hz: int = 24_000
+    timeout_s: float = 300.0
+
+
+@dataclass(frozen=True)
+class Talked:
+    """A question and its answer.
+
+    Attributes:
+        latency_ms: by name, from the sending of the recording on.
+        audio: the answer; empty when the model chose not to speak.
+    """
+
+    question: TokenizeResponse
+    results: list[StreamingResult]
+    audio: Waveform
+    random_parts: list[str]
+    latency_ms: dict[str, float]
+
+    @property
+    def answer_text(self) -> str:
+        """What the answer says."""
+        return "".join(result.segment.tokens.text for result in self.results).strip()
+
+    @property
+    def completion_reason(self) -> str:
+        """Why the answer ended, in the words of the contract."""
+        return CompletionReason.Name(self.results[-1].completion_reason).removeprefix("COMPLETION_REASON_").lower()
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything but the audio, in plain values."""
+        tokens = [result.segment.tokens for result in self.results if result.HasField("segment")]
+        return {
+            "transcript": self.question.text,
+            "answer": {
+                "text": self.answer_text,
+                "completion_reason": self.completion_reason,
+                "text_ids": [text_id for part in tokens for text_id in part.text_ids],
+                "word_ids": [word_id for part in tokens for word_id in part.word_ids],
+                "vq_dim": tokens[0].taste_tokens.codes.vq_dim if tokens else 0,
+                "codes": [code for part in tokens for code in part.taste_tokens.codes.ids],
+                "audio_ms": round(self.audio.duration_ms, 3),
+            },
+            "random_parts": self.random_parts,
+            "latency_ms": {name: round(value, 1) for name, value in self.latency_ms.items()},
+        }
+
+
+def random_parts(info: GetModelInfoResponse) -> list[str]:
+    """Names of the parts of a model that have learned nothing."""
+    return [part.name for part in info.parts if not part.trained]
+
+
+@dataclass
+class _Stopwatch:
+    started: float = field(default_factory=time.monotonic)
+    marks_ms: dict[str, float] = field(default_factory=dict)
+
+    def mark(self, name: str) -> None:
+        """Note the first time something happens."""
+        self.marks_ms.setdefault(name, 1000.0 * (time.monotonic() - self.started))
+
+
+def talk(
+    client: TasteClient,
+    recording: Path,
+    options: TalkOptions,
+    *,
+    on_transcript: Callable[[str], None] = lambda text: None,
+    on_words: Callable[[str], None] = lambda text: None,
+) -> Talked:
+    """Send a recording through Tokenize, Generate and Detokenize.
+
+    The words of the answer are spoken while the following ones are generated. `on_words` is called on a
+    thread of gRPC's.
+
+    Raises:
+        TasteClientError: a call failed.
+        OSError, ValueError: the recording cannot be read.
+    """
+    info = client.model_info(timeout_s=options.timeout_s)
+    watch = _Stopwatch()
+    question = client.tokenize(recording, text=options.text, timeout_s=options.timeout_s)
+    watch.mark("question tokenized")
+    on_transcript(question.text)
+    results: list[StreamingResult] = []
+    sampling: GenerateOptions = {"extra_words": options.extra_words}
+    if options.seed is not None:
+        sampling["seed"] = options.seed
+    if options.text_top_p is not None:
+        sampling["text_top_p"] = options.text_top_p
+    with client.generate(
+        _conversation(info, question, options),
+        emit=options.every_words,
+        timeout_s=options.timeout_s,
+        **sampling,
+    ) as answer:
+
+        def words() -> Iterator[Segment]:
+            for result in answer:
+                results.append(result)
+                if result.HasField("segment"):
+                    watch.mark("first words")
+                    on_words(result.segment.tokens.text)
+                    yield result.segment
+
+        audio = _spoken(client, words(), question, options, watch)
+    watch.mark("answer complete")
+    return Talked(question, results, audio, random_parts(info), watch.marks_ms)
+
+
+def _conversation(info: GetModelInfoResponse, question: TokenizeResponse, options: TalkOptions) -> list[Segment]:
+    asked = token_segment(question, "user")
+    if options.system and _CONVERSATION in info.conversation_formats:
+        return [text_segment(options.system, "system"), asked]
+    return [asked]
+
+
+def _spoken(
+    client: TasteClient,
+    segments: Iterator[Segment],
+    question: TokenizeResponse,
+    options: TalkOptions,
+    watch: _Stopwatch,
+) -> Waveform:
+    first = next(segments, None)  # a model may choose not to speak, and then there is nothing to detokenize
+    pieces = [np.zeros(0, np.float32)]
+    if first is not None:
+        with client.detokenize(
+            itertools.chain([first], segments),
+            speaker=question.speaker_embedding,
+            sample_rate_hz=options.sample_rate_hz,
+            seed=options.seed,
+            timeout_s=options.timeout_s,
+        ) as chunks:
+            for chunk in chunks:
+                if chunk.audio:
+                    watch.mark("first audio")
+                pieces.append(np.frombuffer(chunk.audio, "<i2").astype(np.float32) / _INT16)
+    return Waveform(np.concatenate(pieces), options.sample_rate_hz)
+
+
+def save(talked: Talked, path: Path) -> None:
+    """Write the answer's audio as a WAV file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_wav(path, talked.audio)
