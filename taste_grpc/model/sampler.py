@@ -146,11 +146,11 @@ def top_p_candidates(logits: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
         logits: `[V]` float32.
         top_p: in (0, 1].
     """
-    normaliser = torch.logsumexp(logits, dim=-1)
+    probabilities = logits.softmax(-1)
     count = min(_FIRST_CANDIDATES, logits.shape[-1])
     while True:
         values, ids = logits.topk(count)
-        cumulative = (values - normaliser).exp().cumsum(-1)
+        cumulative = probabilities[ids].cumsum(-1)
         if count == logits.shape[-1] or float(cumulative[-1]) > top_p:
             break
         count = min(count * 16, logits.shape[-1])
