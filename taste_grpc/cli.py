@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ app = typer.Typer(
     name="taste-grpc",
     help="Live spoken conversation with a text-aligned spoken language model, over gRPC.",
     no_args_is_help=True,
+    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -57,6 +59,8 @@ def serve(
     log_format: Annotated[str | None, typer.Option(help="text or json.")] = None,
     config: Annotated[Path | None, typer.Option(help="TOML file with settings.")] = None,
     print_config: Annotated[bool, typer.Option("--print-config", help="Print the settings as TOML and exit.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="With --print-config: as JSON.")] = False,
+    lifeline: Annotated[bool, typer.Option("--lifeline", hidden=True, help="Stop when stdin is closed.")] = False,
 ) -> None:
     """Run the server until it is told to stop (SIGTERM, Ctrl-C)."""
     from taste_grpc.errors import SettingsError, TasteError
@@ -81,7 +85,7 @@ def serve(
     except SettingsError as error:
         raise _fail(str(error)) from None
     if print_config:
-        typer.echo(to_toml(settings), nl=False)
+        typer.echo(settings.model_dump_json() + "\n" if as_json else to_toml(settings), nl=False)
         return
     from taste_grpc.observability import configure_logging
     from taste_grpc.server import run_server
@@ -102,7 +106,7 @@ def serve(
         )
 
     try:
-        asyncio.run(run_server(settings, make_engine))
+        asyncio.run(run_server(settings, make_engine, lifeline_fd=sys.stdin.fileno() if lifeline else None))
     except TasteError as error:
         raise _fail(str(error)) from None
 
@@ -151,9 +155,12 @@ def talk(
     """Ask a spoken question: hear it, answer it, say the answer while it is being made."""
     from taste_grpc.talk import DEFAULT_SYSTEM_PROMPT, TalkOptions, save
     from taste_grpc.talk import talk as run_talk
+    from taste_grpc_client import audio_clip
 
-    if not recording.is_file():
-        raise _fail(f"{recording}: no such file", USAGE)
+    try:
+        audio_clip(recording)  # before a server is started for nothing
+    except (OSError, ValueError) as error:
+        raise _fail(str(error), USAGE) from None
     options = TalkOptions(
         system=DEFAULT_SYSTEM_PROMPT if system is None else system,
         text=text,
@@ -242,6 +249,8 @@ def parity(
 
 def main() -> None:
     """Entry point of the `taste-grpc` command."""
+    # gRPC reads it once, when it is imported; its notices of connections that come and go are nobody's business.
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     app()
 
 
