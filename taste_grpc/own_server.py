@@ -17,6 +17,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from taste_grpc.errors import TasteError, UnavailableError
 
 _POLL_S = 0.1
+_PROBE_S = 5.0
 _STOP_S = 60.0
 
 Progress = Callable[[str], None]
@@ -53,10 +54,12 @@ def own_server(flags: Sequence[str] = (), *, log: Path | None = None, timeout_s:
             "0",
             "--port-file",
             str(port_file),
+            "--lifeline",
             *flags,
         ]
         errors = log.open("wb") if log is not None else None
-        process = subprocess.Popen(command, stderr=errors, stdout=errors)
+        # Its stdin is the lifeline: it ends when this process does, however that happens.
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=errors, stdout=errors)
         try:
             yield _serving(process, port_file, time.monotonic() + timeout_s)
         finally:
@@ -73,11 +76,19 @@ def _serving(process: subprocess.Popen[bytes], port_file: Path, deadline: float)
         time.sleep(_POLL_S)
     address = f"127.0.0.1:{port_file.read_text().strip()}"
     with grpc.insecure_channel(address) as channel:
-        stub: Any = health_pb2_grpc.HealthStub(channel)  # its methods carry no types
-        while stub.Check(health_pb2.HealthCheckRequest()).status != health_pb2.HealthCheckResponse.SERVING:
+        while not _serves(channel):
             _check(process, deadline)
             time.sleep(_POLL_S)
     return address
+
+
+def _serves(channel: grpc.Channel) -> bool:
+    stub: Any = health_pb2_grpc.HealthStub(channel)  # its methods carry no types
+    try:
+        answer = stub.Check(health_pb2.HealthCheckRequest(), timeout=_PROBE_S)
+    except grpc.RpcError:
+        return False  # busy, or gone: the caller looks at the process
+    return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 
 
 def _check(process: subprocess.Popen[bytes], deadline: float) -> None:
@@ -95,3 +106,6 @@ def _stop(process: subprocess.Popen[bytes]) -> int:
     except subprocess.TimeoutExpired:
         process.kill()
         return process.wait()
+    finally:
+        if process.stdin is not None:
+            process.stdin.close()

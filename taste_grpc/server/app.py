@@ -154,8 +154,11 @@ def channel_options(settings: Settings) -> list[tuple[str, int]]:
     ]
 
 
-async def run_server(settings: Settings, make_engine: MakeEngine) -> None:
+async def run_server(settings: Settings, make_engine: MakeEngine, *, lifeline_fd: int | None = None) -> None:
     """Serve until SIGTERM or SIGINT, then drain; a second signal cuts the grace short.
+
+    `lifeline_fd` is the reading end of a pipe: when its other end is closed, because the process that
+    holds it is gone, the server stops too.
 
     Owns the process: when it is told to stop while the model is being loaded, which nothing
     can interrupt, it ends the process with status 0.
@@ -172,6 +175,8 @@ async def run_server(settings: Settings, make_engine: MakeEngine) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
+    if lifeline_fd is not None:
+        _watch_end(lifeline_fd, stop)
     server = TasteServer(settings, make_engine)
     await server.start()
     await _first_of(None, server.loaded(), stop.wait())
@@ -184,6 +189,18 @@ async def run_server(settings: Settings, make_engine: MakeEngine) -> None:
         await stop.wait()
     finally:
         await server.stop(hurry)
+
+
+def _watch_end(fd: int, ended: asyncio.Event) -> None:
+    """Set `ended` when the other end of a pipe is closed."""
+    loop = asyncio.get_running_loop()
+
+    def read() -> None:
+        if not os.read(fd, 4096):
+            loop.remove_reader(fd)
+            ended.set()
+
+    loop.add_reader(fd, read)
 
 
 async def _first_of(timeout_s: float | None, *awaitables: object) -> None:
