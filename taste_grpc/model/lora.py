@@ -42,8 +42,12 @@ class LoraLinear(nn.Module):
 
 
 def merge_lora(weight: Tensor, lora_a: Tensor, lora_b: Tensor, scale: float) -> Tensor:
-    """`weight + scale * lora_b @ lora_a` in float32. Rounding the sum to bfloat16 is a different model."""
-    return torch.addmm(weight.float(), lora_b.float(), lora_a.float(), alpha=scale)
+    """`weight + scale * lora_b @ lora_a` in float32. Rounding the sum to bfloat16 is a different model.
+
+    The sum is made in place in the one copy it needs: freed copies of its size would stay with the allocator.
+    """
+    merged = weight.to(torch.float32, copy=True)
+    return merged.addmm_(lora_b.float(), lora_a.float(), alpha=scale)
 
 
 def add_adapters(module: nn.Module, config: LoraConfig) -> None:

@@ -1,0 +1,144 @@
+"""What a new text id costs: at the beginning and at the end of an answer, and against recomputing the prefix.
+
+    python benchmarks/generate.py [--quick]
+
+A random model (8 layers, 512 wide). JSON keys: `last_over_first_quarter`, the time per id in the last quarter of 256
+ids over that in the first (at most 1.25 wanted), and `recompute_over_cached`, the seconds for 128 ids after a prompt of
+100 when every step reads the whole prefix again, as the published loop does, over the seconds with cached keys and
+values (at least 10 wanted). Both are medians over rounds in which the two sides alternate.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+import torch
+from torch import Tensor
+
+from taste_grpc import TasteForCausalLM, TasteProcessor
+from taste_grpc.model.generation import Prompt, decode_step, start_generations, text_prompt
+from taste_grpc.model.random_checkpoint import LanguageSizes, RandomSizes, write_random_checkpoint
+from taste_grpc.model.sampler import Sampler, SamplingParams, SeededDraws
+from taste_grpc.model.tokens import TokenSets
+
+sys.path.insert(0, str(Path(__file__).parent))
+from _report import report
+
+PROMPT_IDS, FLAT_IDS, COMPARED_IDS = 100, 256, 128
+
+
+def cached_steps(model: TasteForCausalLM, prompt: Prompt, sets: TokenSets, count: int) -> tuple[list[int], list[float]]:
+    """Greedy ids and the seconds of each step, keys and values kept."""
+    lm, rvq = model.spoken_lm, model.audio_tower.rvq
+    params = SamplingParams(text_top_p=0.0, extra_words=count, max_length=count)
+    cache = lm.new_cache(1, prompt.rows.shape[0] + count + 2)
+    (generation,) = start_generations(lm, cache, [0], [prompt], [params], [SeededDraws(0, model.vq_dim)], sets)
+    ids, seconds = [], []
+    while len(ids) < count:
+        started = time.perf_counter()
+        (result,) = decode_step(lm, rvq, cache, [generation])
+        seconds.append(time.perf_counter() - started)
+        ids.append(result.sampled.text_id)
+    return ids, seconds
+
+
+def recomputed_steps(model: TasteForCausalLM, prompt: Prompt, sets: TokenSets, count: int) -> list[int]:
+    """The same ids from a loop that reads everything again for each one; nothing is kept but the input rows."""
+    lm, rvq = model.spoken_lm, model.audio_tower.rvq
+    params = SamplingParams(text_top_p=0.0, extra_words=count, max_length=count)
+    sampler = Sampler(
+        params,
+        sets,
+        delay=lm.config.delay,
+        has_prefix=False,
+        history=prompt.history,
+        draws=SeededDraws(0, model.vq_dim),
+    )
+    rows, audio, ids = prompt.rows, lm.pad_audio_unit_embed.float(), []
+    while len(ids) < count:
+        hidden = lm(rows[None], lm.new_cache(1, rows.shape[0]), [0])[0, -1]
+        codes = rvq.indices_from_code(lm.taste_latent(hidden[None]))[0]
+        logits: Tensor = torch.nn.functional.one_hot(codes, rvq.config.codebook_size).float() * 1000.0
+        step = sampler.step(lm.text_logits(hidden), logits)
+        ids.append(step.text_id)
+        if step.taste_ids[0] != -1:
+            audio = rvq.output_from_indices(torch.tensor(step.taste_ids)).float()
+        rows = torch.cat([rows, lm.fuse(audio[None], lm.embed_text(torch.tensor([step.text_id])))])
+    return ids
+
+
+def measure(model: TasteForCausalLM, processor: TasteProcessor, rounds: int, compared: int) -> dict[str, float]:
+    """All figures; raises when the two loops do not agree on the ids."""
+    sets = processor.text_tokenizer.sets(model.spoken_lm.vocab_size)
+    speakable = (~sets.banned & ~sets.word_start).nonzero().reshape(-1)
+    generator = torch.Generator().manual_seed(0)
+    chosen = speakable[torch.randint(len(speakable), (PROMPT_IDS,), generator=generator)].tolist()
+    prompt = text_prompt(model.spoken_lm, chosen)
+    quarter = FLAT_IDS // 4
+    flat, ratios, cached_seconds, recomputed_seconds, per_id = [], [], [], [], []
+    cached_steps(model, prompt, sets, 16)  # warm up
+    for _ in range(rounds):
+        _, seconds = cached_steps(model, prompt, sets, FLAT_IDS)
+        flat.append(statistics.median(seconds[-quarter:]) / statistics.median(seconds[:quarter]))
+        per_id.append(statistics.median(seconds))
+        started = time.perf_counter()
+        ids, _ = cached_steps(model, prompt, sets, compared)
+        cached_seconds.append(time.perf_counter() - started)
+        started = time.perf_counter()
+        again = recomputed_steps(model, prompt, sets, compared)
+        recomputed_seconds.append(time.perf_counter() - started)
+        if ids != again:
+            raise SystemExit("the cached loop and the recomputing one chose different ids")
+        ratios.append(recomputed_seconds[-1] / cached_seconds[-1])
+    return {
+        "last_over_first_quarter": round(statistics.median(flat), 3),
+        "recompute_over_cached": round(statistics.median(ratios), 2),
+        "ms_per_id": round(1000 * statistics.median(per_id), 2),
+        "cached_s": round(statistics.median(cached_seconds), 3),
+        "recomputed_s": round(statistics.median(recomputed_seconds), 3),
+        "compared_ids": compared,
+        "rounds": rounds,
+    }
+
+
+def main() -> None:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="one round, fewer compared ids")
+    parser.add_argument("--threads", type=int, default=1, help="torch threads (default 1)")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    sizes = RandomSizes(language=LanguageSizes(hidden=512, layers=8, heads=8, kv_heads=8, ffn=1536))
+    with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
+        write_random_checkpoint(folder, seed=0, sizes=sizes)
+        model = TasteForCausalLM.from_pretrained(folder, device="cpu", dtype="float32", show_progress=False)
+        figures = measure(
+            model,
+            TasteProcessor.from_pretrained(folder),
+            rounds=1 if arguments.quick else 5,
+            compared=32 if arguments.quick else COMPARED_IDS,
+        )
+    report(
+        "text generation, random weights, 8 layers x 512",
+        [
+            ("time per id", f"{figures['ms_per_id']} ms"),
+            ("last quarter over first, 256 ids", str(figures["last_over_first_quarter"])),
+            (f"{figures['compared_ids']} ids after {PROMPT_IDS}: cached", f"{figures['cached_s']} s"),
+            (f"{figures['compared_ids']} ids after {PROMPT_IDS}: recomputed", f"{figures['recomputed_s']} s"),
+            ("recomputed over cached", str(figures["recompute_over_cached"])),
+        ],
+        figures,
+        arguments.quick,
+    )
+
+
+if __name__ == "__main__":
+    main()
