@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self, TypeGuard
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -180,16 +180,16 @@ def mono_clip(name: str, audio: Float32Array | Tensor, sampling_rate: int) -> Fl
     Raises InvalidTypeError for what is no array of floating-point samples, BatchSizeError for more than one
     clip, InvalidInputError for another shape, NaN or infinite samples, nothing at all, or more than 30 s.
     """
-    samples = np.asarray(audio.detach().cpu().float().numpy() if _is_float(audio) else audio)
-    if not np.issubdtype(samples.dtype, np.floating):
-        found = f"{type_name(audio)} of {samples.dtype}"
-        raise InvalidTypeError(name, f"is a {found}; floating-point samples in [-1, 1] are expected")
-    if samples.ndim == 2:
-        if samples.shape[0] != 1:
-            raise BatchSizeError(name, f"has shape {samples.shape}; one clip [1, T] at a time")
-        samples = samples[0]
-    if samples.ndim != 1 or samples.size == 0:
-        raise InvalidInputError(name, f"has shape {samples.shape}; [T] or [1, T] with T > 0 is expected")
+    if not isinstance(audio, (Tensor, np.ndarray)):
+        raise InvalidTypeError(name, f"is a {type_name(audio)}; a tensor or array of samples is expected")
+    if not _holds_floats(audio):
+        raise InvalidTypeError(name, f"has dtype {audio.dtype}; floating-point samples in [-1, 1] are expected")
+    shape = tuple(audio.shape)
+    if len(shape) == 2 and shape[0] != 1:
+        raise BatchSizeError(name, f"has shape {shape}; one clip [1, T] at a time")
+    if len(shape) not in (1, 2) or 0 in shape:
+        raise InvalidInputError(name, f"has shape {shape}; [T] or [1, T] with T > 0 is expected")
+    samples = (audio.detach().cpu().float().numpy() if isinstance(audio, Tensor) else audio).reshape(-1)
     if not check_number("sampling_rate", sampling_rate) > 0:
         raise InvalidInputError("sampling_rate", f"{sampling_rate} is not a positive number of Hz")
     if len(samples) > MAX_AUDIO_S * sampling_rate:
@@ -203,5 +203,5 @@ def mono_clip(name: str, audio: Float32Array | Tensor, sampling_rate: int) -> Fl
     return samples
 
 
-def _is_float(audio: Any) -> TypeGuard[Tensor]:
-    return isinstance(audio, Tensor) and audio.is_floating_point()
+def _holds_floats(audio: Float32Array | Tensor) -> bool:
+    return audio.is_floating_point() if isinstance(audio, Tensor) else np.issubdtype(audio.dtype, np.floating)
