@@ -51,7 +51,10 @@ def cached_steps(model: TasteForCausalLM, prompt: Prompt, sets: TokenSets, count
 
 
 def recomputed_steps(model: TasteForCausalLM, prompt: Prompt, sets: TokenSets, count: int) -> list[int]:
-    """The same ids from a loop that reads everything again for each one; nothing is kept but the input rows."""
+    """The same ids from a loop that reads everything again for each one; nothing is kept but the input rows.
+
+    As in the published loop, the forward pass gives scores and codes at every position, and the last is used.
+    """
     lm, rvq = model.spoken_lm, model.audio_tower.rvq
     params = SamplingParams(text_top_p=0.0, extra_words=count, max_length=count)
     sampler = Sampler(
@@ -64,10 +67,10 @@ def recomputed_steps(model: TasteForCausalLM, prompt: Prompt, sets: TokenSets, c
     )
     rows, audio, ids = prompt.rows, lm.pad_audio_unit_embed.float(), []
     while len(ids) < count:
-        hidden = lm(rows[None], lm.new_cache(1, rows.shape[0]), [0])[0, -1]
-        codes = rvq.indices_from_code(lm.taste_latent(hidden[None]))[0]
+        hidden = lm(rows[None], lm.new_cache(1, rows.shape[0]), [0])[0]
+        scores, codes = lm.text_logits(hidden)[-1], rvq.indices_from_code(lm.taste_latent(hidden))[-1]
         logits: Tensor = torch.nn.functional.one_hot(codes, rvq.config.codebook_size).float() * 1000.0
-        step = sampler.step(lm.text_logits(hidden), logits)
+        step = sampler.step(scores, logits)
         ids.append(step.text_id)
         if step.taste_ids[0] != -1:
             audio = rvq.output_from_indices(torch.tensor(step.taste_ids)).float()
@@ -116,7 +119,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="torch threads (default 1)")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    sizes = RandomSizes(language=LanguageSizes(hidden=512, layers=8, heads=8, kv_heads=8, ffn=1536))
+    sizes = RandomSizes(language=LanguageSizes(hidden=512, layers=8, heads=8, kv_heads=2, ffn=1024))
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
         write_random_checkpoint(folder, seed=0, sizes=sizes)
         model = TasteForCausalLM.from_pretrained(folder, device="cpu", dtype="float32", show_progress=False)

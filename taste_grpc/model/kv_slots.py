@@ -50,8 +50,6 @@ class KeyValueSlots:
 class SlotWindow:
     """One forward pass over some slots: where its new rows go and what they may look at.
 
-    Stands in for the cache object of a transformers attention layer (only `update` is used).
-
     Args:
         cache: the storage.
         slots: B different slots.
@@ -79,14 +77,16 @@ class SlotWindow:
         self._contiguous = self._slots == list(range(self._slots[0], self._slots[0] + len(self._slots)))
         self._aligned = len(set(starts)) == 1 and len(set(new_lengths)) == 1
 
-    def mask(self, dtype: torch.dtype) -> Tensor:
-        """Additive attention mask `[B, 1, T, window]`."""
+    def mask(self, dtype: torch.dtype) -> Tensor | None:
+        """Additive attention mask `[B, 1, T, window]`; None when every row may look at the whole window."""
+        if self._aligned and self._width == 1:
+            return None
         keys = torch.arange(self._window, device=self.positions.device)
         visible = keys[None, None, :] <= self.positions[:, :, None]  # [B, T, window]
         mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
         return mask.masked_fill_(~visible, torch.finfo(dtype).min)[:, None]
 
-    def update(self, keys: Tensor, values: Tensor, layer: int, *_: object, **__: object) -> tuple[Tensor, Tensor]:
+    def update(self, keys: Tensor, values: Tensor, layer: int) -> tuple[Tensor, Tensor]:
         """Store new rows `[B, kv_heads, T, head_dim]` of a layer; returns all rows (T becomes the window)."""
         own_keys, own_values = self._cache.keys[layer], self._cache.values[layer]
         if self._contiguous and self._aligned:

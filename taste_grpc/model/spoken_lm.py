@@ -17,6 +17,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from taste_grpc.errors import CheckpointError
 from taste_grpc.model.abort import AbortCheck, never_abort
 from taste_grpc.model.kv_slots import KeyValueSlots, SlotWindow
+from taste_grpc.model.llama_step import run_layers
 from taste_grpc.model.lora import LoraConfig, add_adapters
 from taste_grpc.model.tensor_shapes import TensorShapes
 
@@ -297,23 +298,9 @@ class SpokenLM(nn.Module):
         """
         lengths = [rows.shape[1]] * rows.shape[0] if lengths is None else list(lengths)
         window = SlotWindow(cache, slots, lengths)
-        llama = self.llama.model
-        hidden = rows.to(self.dtype)
-        mask = window.mask(self.dtype)
-        angles = llama.rotary_emb(hidden, position_ids=window.positions)
-        for layer in llama.layers:
-            abort()
-            hidden = layer(
-                hidden,
-                attention_mask=mask,
-                position_ids=window.positions,
-                position_embeddings=angles,
-                past_key_values=window,
-                use_cache=True,
-            )
+        hidden = run_layers(self.llama.model, rows.to(self.dtype), window, self.config.attn_implementation, abort)
         window.commit()
-        normed: Tensor = llama.norm(hidden)
-        return normed
+        return hidden
 
     def text_logits(self, hidden: Tensor) -> Tensor:
         """Scores `[..., V]` of the next text id, float32."""
