@@ -17,11 +17,6 @@ from taste_grpc.streaming import TASTESegment, taste_tokenize
 _MIN_SPEAKER_SAMPLES = 400  # one frame of the speaker front end
 
 
-def at_model_rate(audio: Waveform) -> Float32Array:
-    """Samples of `audio` at the rate the model listens to."""
-    return resample(audio.samples, audio.sample_rate_hz, MODEL_SAMPLE_RATE_HZ)
-
-
 class Hearing:
     """Recognition and tokenizing for the calls of one engine.
 
@@ -32,6 +27,12 @@ class Hearing:
         self._loaded = loaded
         self._model_thread = model_thread
         self._asr_thread = asr_thread
+
+    async def at_model_rate(self, audio: Waveform, abort: CallAbort) -> Float32Array:
+        """Samples of `audio` at the rate the model listens to."""
+        return await self._asr_thread.run(
+            lambda: resample(audio.samples, audio.sample_rate_hz, MODEL_SAMPLE_RATE_HZ), abort
+        )
 
     async def transcribe(self, samples: Float32Array, abort: CallAbort) -> str:
         """What is said in 16 kHz `samples`.
@@ -65,8 +66,10 @@ class Hearing:
             raise InvalidInputError("text_ids", f"must be ids in 0..{vocab - 1}, at least one")
         return ids, derive_word_ids(ids, self._loaded.processor.text_tokenizer.sets(vocab))
 
-    async def codes(self, samples: Float32Array, ids: list[int], words: list[int], abort: CallAbort) -> Int64Array:
-        """Codes `[S, vq_dim]` of the words spoken in 16 kHz `samples`."""
+    async def codes(
+        self, samples: Float32Array, ids: list[int], words: list[int], abort: CallAbort, field: str = "text"
+    ) -> Int64Array:
+        """Codes `[S, vq_dim]` of the words spoken in 16 kHz `samples`; errors of the ids are blamed on `field`."""
         loaded = self._loaded
 
         def tokenize() -> Int64Array:
@@ -81,7 +84,12 @@ class Hearing:
             codes: Int64Array = rows[0].numpy()
             return codes
 
-        return await self._model_thread.run(tokenize, abort)
+        try:
+            return await self._model_thread.run(tokenize, abort)
+        except InvalidInputError as error:
+            if error.field != "text_ids":
+                raise
+            raise InvalidInputError(field, error.description) from None
 
     async def voice(self, samples: Float32Array, abort: CallAbort) -> Float32Array:
         """Speaker embedding of 16 kHz `samples`."""
@@ -100,7 +108,7 @@ class Hearing:
 
     async def _tokens(self, given: SegmentInput, abort: CallAbort) -> tuple[list[int], Int64Array | None]:
         if given.audio is not None:
-            samples = at_model_rate(given.audio)
+            samples = await self.at_model_rate(given.audio, abort)
             text = given.text if given.text is not None else await self.transcribe(samples, abort)
             ids, words = self.words(text)
             codes = None if given.modality == "text" else await self.codes(samples, ids, words, abort)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -15,7 +15,6 @@ from taste_grpc.model.manifest import trained_parts
 from taste_grpc.model.pretrained import fingerprint, resolve_checkpoint
 from taste_grpc.model.processor import MODEL_SAMPLE_RATE_HZ, TasteProcessor
 from taste_grpc.model.taste import TasteForCausalLM
-from taste_grpc.model.tokens import ROLE_TOKENS, SEGMENT_END_TOKEN, SEGMENT_START_TOKEN
 from taste_grpc.speech import Recogniser
 from taste_grpc.streaming import conversation_formats
 from taste_grpc.streaming.conversation import ConversationFormat
@@ -88,11 +87,12 @@ def _describe(
     recogniser: Recogniser | None,
 ) -> ModelInfo:
     generator = processor.get_generator(taste.device)
-    vocabulary = processor.llm_tokenizer.get_vocab()
-    names = (SEGMENT_START_TOKEN, SEGMENT_END_TOKEN, *ROLE_TOKENS.values())
-    special = {name: vocabulary[name] for name in names if name in vocabulary}
+    special = {"sos": taste.spoken_lm.config.sos_id}
     if processor.llm_tokenizer.eos_token_id is not None:
-        special[str(processor.llm_tokenizer.eos_token)] = int(processor.llm_tokenizer.eos_token_id)
+        special["end_of_text"] = int(processor.llm_tokenizer.eos_token_id)
+    markers = processor.text_tokenizer.conversation_tokens()
+    if markers is not None:
+        special.update(asdict(markers))
     return ModelInfo(
         model_id=model_id,
         revision=fingerprint(directory),

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from taste_grpc.engine.hearing import Hearing, at_model_rate
+from taste_grpc.engine.hearing import Hearing
 from taste_grpc.engine.loading import LoadedModel, load_model
 from taste_grpc.engine.model_thread import CallAbort, ModelThread
 from taste_grpc.engine.protocol import (
@@ -164,17 +164,19 @@ class LocalEngine:
         with self._call() as abort:
             hearing, started = self._hearing, time.monotonic()
             timing: dict[str, float] = {}
-            samples = at_model_rate(request.audio)
+            samples = await hearing.at_model_rate(request.audio, abort)
             text = request.text
             if text is None and request.text_ids is None:
                 text = await hearing.transcribe(samples, abort)
-                timing["transcribe_ms"] = _since(started)
+                timing["asr"] = _since(started)
             ids, words = hearing.words(text or "") if request.text_ids is None else hearing.check_ids(request.text_ids)
             begun = time.monotonic()
-            codes = await hearing.codes(samples, ids, words, abort)
-            timing["codes_ms"] = _since(begun)
+            field = "text" if request.text_ids is None else "text_ids"
+            codes = await hearing.codes(samples, ids, words, abort, field)
+            timing["audio_tower"] = _since(begun)
+            begun = time.monotonic()
             voice = await hearing.voice(samples, abort)
-            timing["total_ms"] = _since(started)
+            timing["speaker"] = _since(begun)
             return TokenizeResult(
                 text=text if text is not None else self._model.processor.text_tokenizer.decode(ids).strip(),
                 text_ids=np.asarray(ids, np.int64),
@@ -195,7 +197,8 @@ class LocalEngine:
             ]
             self._check_length(segments)
             stream = await self._thread.run(lambda: self._open(request, segments, abort), abort)
-            timing = {"prompt_ms": _since(started)}
+            timing = {"prefill": _since(started)}
+            begun = time.monotonic()
             self._counters.prefill_tokens += stream.prompt_rows
             index = words = 0
             try:
@@ -204,7 +207,7 @@ class LocalEngine:
                     self._counters.decode_steps += 1
                     if result is None:
                         continue
-                    timing["since_start_ms"] = _since(started)
+                    timing["decode"], begun = _since(begun), time.monotonic()
                     answer = self._result(result, index, words, dict(timing))
                     timing.clear()
                     words += len(set(answer.word_ids.tolist()))
@@ -264,14 +267,14 @@ class LocalEngine:
         with self._call() as abort:
             voice = config.speaker_embedding
             if voice is None and config.reference is not None:
-                voice = await self._hearing.voice(at_model_rate(config.reference), abort)
+                voice = await self._hearing.voice(await self._hearing.at_model_rate(config.reference, abort), abort)
             utterance = Utterance(self._model, config, voice)
             async for given in segments:
                 begun = time.monotonic()
                 segment = await self._hearing.segment(given, "segment", abort)
                 chunk = await self._thread.run(partial(utterance.say, given, segment, abort), abort)
                 self._counters.speech_units += len(chunk.speech_ids)
-                yield replace(chunk, timing_ms={"synthesis_ms": _since(begun)})
+                yield replace(chunk, timing_ms={"speech": _since(begun)})
 
     # --- the engine itself --------------------------------------------------------------------------
 

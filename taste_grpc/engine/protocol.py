@@ -111,11 +111,13 @@ class GenerateResult:
 @dataclass(frozen=True, slots=True)
 class DetokenizeConfig:
     """How speech is to sound. Exactly one of `speaker_embedding` `[192]` and `reference` is given,
-    or neither with a `resume_state`, which carries the speaker."""
+    or neither with a `resume_state`, which carries the speaker.
+
+    `out_sample_rate_hz` and `seed`, when given, win over those of the state; else 16,000 Hz and a new seed."""
 
     speaker_embedding: Float32Array | None = None
     reference: Waveform | None = None
-    out_sample_rate_hz: int = 16000
+    out_sample_rate_hz: int | None = None
     seed: int | None = None
     resume_state: bytes | None = None
 

@@ -16,6 +16,8 @@ from taste_grpc.model.abort import AbortCheck
 from taste_grpc.streaming import TASTESegment, taste_detokenize
 from taste_grpc.streaming.conversation import spoken_word_ids
 
+DEFAULT_RATE_HZ = 16_000
+
 
 class Utterance:
     """Speech that grows segment by segment. Used from one thread at a time.
@@ -27,13 +29,14 @@ class Utterance:
         self._loaded = loaded
         self._segments = 0
         revision, width = loaded.info.revision, loaded.info.speaker_embedding_dim
+        self._flow = loaded.processor.get_generator(loaded.model.device).config.flow
         if config.resume_state is not None:
-            self.state = ResumeState.unpack(config.resume_state, revision)
+            self.state = self._resumed(config, revision)
         elif voice is not None:
             self.state = ResumeState(
                 model_revision=revision,
                 seed=secrets.randbits(63) if config.seed is None else config.seed % 2**64,
-                out_sample_rate_hz=config.out_sample_rate_hz,
+                out_sample_rate_hz=config.out_sample_rate_hz or DEFAULT_RATE_HZ,
                 speaker=_checked_voice(voice, width),
             )
         else:
@@ -41,6 +44,18 @@ class Utterance:
         if len(self.state.speaker) != width:
             raise InvalidInputError("config.resume_state", "has a speaker embedding of another size")
         self._voice = torch.tensor([self.state.speaker], dtype=torch.float32)
+
+    def _resumed(self, config: DetokenizeConfig, revision: str) -> ResumeState:
+        state = ResumeState.unpack(config.resume_state or b"", revision)
+        rate_hz = config.out_sample_rate_hz or state.out_sample_rate_hz
+        spoken = self._flow.frames(len(state.speech_ids)) * self._flow.hop_samples
+        return state.model_copy(
+            update={
+                "seed": state.seed if config.seed is None else config.seed % 2**64,
+                "out_sample_rate_hz": rate_hz,
+                "samples": round(spoken * rate_hz / self._flow.sampling_rate_hz),
+            }
+        )
 
     def say(self, given: SegmentInput, segment: TASTESegment, abort: AbortCheck) -> DetokenizeChunk:
         """Speak one more segment; the chunk holds the new audio and the state after it."""

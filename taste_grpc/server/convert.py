@@ -37,7 +37,6 @@ from taste_grpc.settings import LimitSettings
 API_VERSION = "1.0"
 """Version of the contract this server speaks."""
 
-DEFAULT_OUTPUT_RATE_HZ = 16_000
 
 _ROLES: dict[int, Role] = {
     common_pb2.ROLE_UNSPECIFIED: "assistant",
@@ -111,7 +110,7 @@ def detokenize_config(config: taste_pb2.DetokenizeConfig, limits: LimitSettings)
     return DetokenizeConfig(
         speaker_embedding=embedding,
         reference=reference,
-        out_sample_rate_hz=config.out_sample_rate_hz or DEFAULT_OUTPUT_RATE_HZ,
+        out_sample_rate_hz=config.out_sample_rate_hz or None,
         seed=config.seed if config.HasField("seed") else None,
         resume_state=config.resume_state if config.HasField("resume_state") else None,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import zlib
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -61,9 +62,7 @@ async def stream(*segments: SegmentInput) -> AsyncIterator[SegmentInput]:
         yield segment
 
 
-async def spoken(
-    engine: LocalEngine, config: DetokenizeConfig, *segments: SegmentInput
-) -> list[DetokenizeChunk]:
+async def spoken(engine: LocalEngine, config: DetokenizeConfig, *segments: SegmentInput) -> list[DetokenizeChunk]:
     return [chunk async for chunk in engine.detokenize(config, stream(*segments))]
 
 
@@ -104,7 +103,7 @@ async def test_results_hold_whole_words_and_one_is_complete(engine: LocalEngine)
     all_words = np.concatenate([result.word_ids for result in results])
     assert (np.diff(all_words) >= 0).all()
     assert all_words[0] == 0
-    for earlier, later in zip(results, results[1:], strict=False):
+    for earlier, later in itertools.pairwise(results):
         if len(later.word_ids):
             assert later.word_ids[0] > earlier.word_ids[-1]
 
@@ -260,3 +259,29 @@ async def test_a_directory_that_is_no_checkpoint_is_named(tmp_path: Path) -> Non
     with pytest.raises(CheckpointError, match=r"config\.json is missing"):
         await engine.start()
     await engine.drain(0)
+
+
+async def test_a_resumed_call_may_change_rate_and_seed(engine: LocalEngine) -> None:
+    first, second = words(engine, "good morning", 1), words(engine, "little robot", 2)
+    (begun,) = await spoken(engine, DetokenizeConfig(speaker_embedding=SPEAKER, seed=9), first)
+    state = begun.resume_state
+    (same,) = await spoken(engine, DetokenizeConfig(resume_state=state), second)
+    (other,) = await spoken(engine, DetokenizeConfig(resume_state=state, out_sample_rate_hz=8_000), second)
+    (reseeded,) = await spoken(engine, DetokenizeConfig(resume_state=state, seed=10), second)
+    assert same.sample_rate_hz == 16_000
+    assert other.sample_rate_hz == 8_000
+    assert abs(2 * other.first_sample - same.first_sample) <= 1
+    assert abs(2 * len(other.samples) - len(same.samples)) <= 2
+    assert other.speech_ids.tolist() == same.speech_ids.tolist()
+    assert reseeded.speech_ids.tolist() != same.speech_ids.tolist()
+
+
+async def test_special_tokens_are_named_by_their_use(engine: LocalEngine) -> None:
+    assert engine.info.special_tokens["sos"] == 496
+    assert engine.info.special_tokens["end_of_text"] == 497
+
+
+async def test_text_with_too_many_tokens_is_blamed_on_the_text(engine: LocalEngine) -> None:
+    with pytest.raises(InvalidInputError, match="tokens of the recogniser") as caught:
+        await engine.tokenize(TokenizeRequest(clip(), text="good " * 600))
+    assert caught.value.field == "text"

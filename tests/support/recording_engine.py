@@ -135,7 +135,7 @@ class RecordingEngine:
                 await self._step("detokenize")
                 yield DetokenizeChunk(
                     samples=np.full(self.chunk_samples, 0.25, np.float32),
-                    sample_rate_hz=config.out_sample_rate_hz,
+                    sample_rate_hz=config.out_sample_rate_hz or 16_000,
                     first_sample=first,
                     speech_ids=np.arange(5),
                     index=number,
