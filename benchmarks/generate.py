@@ -5,7 +5,13 @@
 A random model (8 layers, 512 wide). JSON keys: `last_over_first_quarter`, the time per id in the last quarter of 256
 ids over that in the first (at most 1.25 wanted), and `recompute_over_cached`, the seconds for 128 ids after a prompt of
 100 when every step reads the whole prefix again, as the published loop does, over the seconds with cached keys and
-values (at least 10 wanted). Both are medians over rounds in which the two sides alternate.
+values (at least 10 wanted). Both are medians over rounds in which the two sides alternate, with the model in bfloat16,
+as checkpoints store it.
+
+`float32` holds the same figures in float32, where the two loops must choose the same ids. On a CPU the ratio depends on
+the dtype: a single row is bound by memory, which bfloat16 halves, while many rows are bound by arithmetic, which
+processors without bfloat16 instructions are slow at. `gemm_over_matvec` is the ratio that the bare matrix products of
+the layers have for the mean number of rows against one: what a loop free of all other work would reach.
 """
 
 from __future__ import annotations
@@ -79,14 +85,14 @@ def recomputed_steps(model: TasteForCausalLM, prompt: Prompt, sets: TokenSets, c
 
 
 def measure(model: TasteForCausalLM, processor: TasteProcessor, rounds: int, compared: int) -> dict[str, float]:
-    """All figures; raises when the two loops do not agree on the ids."""
+    """Figures for the model's dtype; in float32, raises when the two loops do not agree on the ids."""
     sets = processor.text_tokenizer.sets(model.spoken_lm.vocab_size)
     speakable = (~sets.banned & ~sets.word_start).nonzero().reshape(-1)
     generator = torch.Generator().manual_seed(0)
     chosen = speakable[torch.randint(len(speakable), (PROMPT_IDS,), generator=generator)].tolist()
     prompt = text_prompt(model.spoken_lm, chosen)
     quarter = FLAT_IDS // 4
-    flat, ratios, cached_seconds, recomputed_seconds, per_id = [], [], [], [], []
+    flat, ratios, cached_seconds, recomputed_seconds, per_id, bound = [], [], [], [], [], []
     cached_steps(model, prompt, sets, 16)  # warm up
     for _ in range(rounds):
         _, seconds = cached_steps(model, prompt, sets, FLAT_IDS)
@@ -98,18 +104,33 @@ def measure(model: TasteForCausalLM, processor: TasteProcessor, rounds: int, com
         started = time.perf_counter()
         again = recomputed_steps(model, prompt, sets, compared)
         recomputed_seconds.append(time.perf_counter() - started)
-        if ids != again:
+        if ids != again and model.dtype == torch.float32:
             raise SystemExit("the cached loop and the recomputing one chose different ids")
         ratios.append(recomputed_seconds[-1] / cached_seconds[-1])
+        bound.append(product_seconds(model, PROMPT_IDS + compared // 2) / product_seconds(model, 1))
     return {
         "last_over_first_quarter": round(statistics.median(flat), 3),
         "recompute_over_cached": round(statistics.median(ratios), 2),
+        "gemm_over_matvec": round(statistics.median(bound), 2),
         "ms_per_id": round(1000 * statistics.median(per_id), 2),
         "cached_s": round(statistics.median(cached_seconds), 3),
         "recomputed_s": round(statistics.median(recomputed_seconds), 3),
         "compared_ids": compared,
         "rounds": rounds,
     }
+
+
+def product_seconds(model: TasteForCausalLM, rows: int) -> float:
+    """Seconds the matrix products of all layers take for `rows` rows, and nothing else."""
+    layers = [module for module in model.spoken_lm.llama.model.layers.modules() if isinstance(module, torch.nn.Linear)]
+    inputs = {layer.in_features: torch.randn(rows, layer.in_features).to(model.dtype) for layer in layers}
+    seconds = []
+    for _ in range(3):
+        started = time.perf_counter()
+        for layer in layers:
+            layer(inputs[layer.in_features])
+        seconds.append(time.perf_counter() - started)
+    return statistics.median(seconds)
 
 
 def main() -> None:
@@ -120,27 +141,26 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     sizes = RandomSizes(language=LanguageSizes(hidden=512, layers=8, heads=8, kv_heads=2, ffn=1024))
+    figures = {}
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
         write_random_checkpoint(folder, seed=0, sizes=sizes)
-        model = TasteForCausalLM.from_pretrained(folder, device="cpu", dtype="float32", show_progress=False)
-        figures = measure(
-            model,
-            TasteProcessor.from_pretrained(folder),
-            rounds=1 if arguments.quick else 5,
-            compared=32 if arguments.quick else COMPARED_IDS,
-        )
-    report(
-        "text generation, random weights, 8 layers x 512",
-        [
-            ("time per id", f"{figures['ms_per_id']} ms"),
-            ("last quarter over first, 256 ids", str(figures["last_over_first_quarter"])),
-            (f"{figures['compared_ids']} ids after {PROMPT_IDS}: cached", f"{figures['cached_s']} s"),
-            (f"{figures['compared_ids']} ids after {PROMPT_IDS}: recomputed", f"{figures['recomputed_s']} s"),
-            ("recomputed over cached", str(figures["recompute_over_cached"])),
-        ],
-        figures,
-        arguments.quick,
-    )
+        processor = TasteProcessor.from_pretrained(folder)
+        for dtype in ("float32", "bfloat16"):
+            model = TasteForCausalLM.from_pretrained(folder, device="cpu", dtype=dtype, show_progress=False)
+            rounds, compared = (1, 16) if arguments.quick else (5, COMPARED_IDS)
+            figures[dtype] = measure(model, processor, rounds, compared)
+    rows = []
+    for dtype, found in figures.items():
+        rows += [
+            (f"{dtype}: time per id", f"{found['ms_per_id']} ms"),
+            (f"{dtype}: last quarter over first, {FLAT_IDS} ids", str(found["last_over_first_quarter"])),
+            (f"{dtype}: {found['compared_ids']} ids after {PROMPT_IDS}, cached", f"{found['cached_s']} s"),
+            (f"{dtype}: {found['compared_ids']} ids after {PROMPT_IDS}, recomputed", f"{found['recomputed_s']} s"),
+            (f"{dtype}: recomputed over cached", str(found["recompute_over_cached"])),
+            (f"{dtype}: bare products, many rows over one", str(found["gemm_over_matvec"])),
+        ]
+    title = "text generation, random weights, 8 layers x 512"
+    report(title, rows, {**figures["bfloat16"], "float32": figures["float32"]}, arguments.quick)
 
 
 if __name__ == "__main__":
