@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -81,9 +83,15 @@ def recompute(loaded: Loaded, prompt: Prompt, outcome: GeneratedText) -> Tensor:
     return torch.stack(logits)
 
 
+@pytest.mark.parametrize("delay", [1, 2, 3])
 @pytest.mark.parametrize("mode", ["zero", "text", "audio", "instruct"])
-def test_cached_steps_equal_a_full_recompute(tiny: Loaded, mode: str) -> None:
+def test_cached_steps_equal_a_full_recompute(
+    tiny: Loaded, mode: str, delay: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lm = tiny.model.spoken_lm
+    monkeypatch.setattr(lm, "config", replace(lm.config, delay=delay))
     prompt = prompts(tiny)[mode]
+    assert len(prompt.pending_audio) == (delay if mode == "audio" else 0)
     outcome = run_alone(tiny, prompt, GREEDY, seed=0)
     assert len(outcome.steps) > 5
     cached = torch.stack([step.text_logits for step in outcome.steps])
