@@ -153,7 +153,7 @@ def talk(
     as_json: JsonOption = False,
 ) -> None:
     """Ask a spoken question: hear it, answer it, say the answer while it is being made."""
-    from taste_grpc.talk import DEFAULT_SYSTEM_PROMPT, TalkOptions, save
+    from taste_grpc.talk import TalkOptions, save
     from taste_grpc.talk import talk as run_talk
     from taste_grpc_client import audio_clip
 
@@ -162,7 +162,7 @@ def talk(
     except (OSError, ValueError) as error:
         raise _fail(str(error), USAGE) from None
     options = TalkOptions(
-        system=DEFAULT_SYSTEM_PROMPT if system is None else system,
+        system=system,
         text=text,
         extra_words=extra_words,
         every_words=every_words,

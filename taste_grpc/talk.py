@@ -16,8 +16,10 @@ from taste.v1.taste_pb2 import CompletionReason, GetModelInfoResponse, Streaming
 from taste_grpc.audio import Waveform, write_wav
 from taste_grpc_client import GenerateOptions, TasteClient, text_segment, token_segment
 
-DEFAULT_SYSTEM_PROMPT = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
+EMBEDDED_SYSTEM_PROMPT = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
 """What the embedded language model was tuned with; without it its answers are shaky."""
+
+_EMBEDDED_MODEL = "taste-nano"
 
 _CONVERSATION = "conversation"
 _INT16 = 32768.0
@@ -28,7 +30,8 @@ class TalkOptions:
     """How to answer.
 
     Attributes:
-        system: instruction before the question; left out when empty, and for models without conversations.
+        system: instruction before the question; none when empty, the embedded model's own when None. Models
+            without conversations get none.
         text: what is said in the recording; the server listens for itself when None.
         extra_words: a sentence that ends at or after so many words ends the answer.
         every_words: words that are spoken at a time.
@@ -39,7 +42,7 @@ class TalkOptions:
         timeout_s: of each call.
     """
 
-    system: str = DEFAULT_SYSTEM_PROMPT
+    system: str | None = None
     text: str | None = None
     extra_words: int = 12
     every_words: int = 4
@@ -158,8 +161,11 @@ def talk(
 
 def _conversation(info: GetModelInfoResponse, question: TokenizeResponse, options: TalkOptions) -> list[Segment]:
     asked = token_segment(question, "user")
-    if options.system and _CONVERSATION in info.conversation_formats:
-        return [text_segment(options.system, "system"), asked]
+    system = options.system
+    if system is None and info.model_id == _EMBEDDED_MODEL:
+        system = EMBEDDED_SYSTEM_PROMPT
+    if system and _CONVERSATION in info.conversation_formats:
+        return [text_segment(system, "system"), asked]
     return [asked]
 
 

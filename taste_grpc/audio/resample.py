@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ _QUALITY = "HQ"
 
 
 def _check_rate(name: str, rate_hz: int) -> None:
-    if rate_hz <= 0:
+    if not 0 < rate_hz < math.inf:
         raise InvalidInputError(name, f"must be a positive number of samples per second, not {rate_hz}")
 
 

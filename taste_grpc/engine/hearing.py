@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import torch
 
@@ -31,7 +33,7 @@ class Hearing:
     async def at_model_rate(self, audio: Waveform, abort: CallAbort) -> Float32Array:
         """Samples of `audio` at the rate the model listens to."""
         return await self._asr_thread.run(
-            lambda: resample(audio.samples, audio.sample_rate_hz, MODEL_SAMPLE_RATE_HZ), abort
+            lambda: resample(audio.samples, audio.sample_rate_hz, MODEL_SAMPLE_RATE_HZ), abort, wait=False
         )
 
     async def transcribe(self, samples: Float32Array, abort: CallAbort) -> str:
@@ -45,7 +47,7 @@ class Hearing:
                 "the server has no speech recogniser, so audio must come with its text; "
                 "install taste-grpc[embedded] on the server for one"
             )
-        text = await self._asr_thread.run(lambda: recogniser.transcribe(samples), abort)
+        text = await self._asr_thread.run(lambda: recogniser.transcribe(samples), abort, wait=False)
         if not text.split():
             raise InvalidInputError("audio", "no speech was recognised in it")
         return " ".join(text.split())
@@ -110,11 +112,12 @@ class Hearing:
         if given.audio is not None:
             samples = await self.at_model_rate(given.audio, abort)
             text = given.text if given.text is not None else await self.transcribe(samples, abort)
-            ids, words = self.words(text)
+            ids, words = await self._model_thread.run(partial(self.words, text), abort)
             codes = None if given.modality == "text" else await self.codes(samples, ids, words, abort)
             return ids, codes
         if given.text_ids is not None:
             return self.check_ids(given.text_ids)[0], given.taste_ids
         if given.text is None:
             raise InvalidInputError("", "has neither text, tokens nor audio")
-        return self._loaded.processor.text_tokenizer.encode(given.text), None
+        encode = self._loaded.processor.text_tokenizer.encode
+        return await self._model_thread.run(partial(encode, given.text), abort), None

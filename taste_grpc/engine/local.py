@@ -169,7 +169,10 @@ class LocalEngine:
             if text is None and request.text_ids is None:
                 text = await hearing.transcribe(samples, abort)
                 timing["asr"] = _since(started)
-            ids, words = hearing.words(text or "") if request.text_ids is None else hearing.check_ids(request.text_ids)
+            if request.text_ids is None:
+                ids, words = await self._thread.run(partial(hearing.words, text or ""), abort)
+            else:
+                ids, words = hearing.check_ids(request.text_ids)
             begun = time.monotonic()
             field = "text" if request.text_ids is None else "text_ids"
             codes = await hearing.codes(samples, ids, words, abort, field)
@@ -268,7 +271,7 @@ class LocalEngine:
             voice = config.speaker_embedding
             if voice is None and config.reference is not None:
                 voice = await self._hearing.voice(await self._hearing.at_model_rate(config.reference, abort), abort)
-            utterance = Utterance(self._model, config, voice)
+            utterance = await self._thread.run(partial(Utterance, self._model, config, voice), abort)
             async for given in segments:
                 begun = time.monotonic()
                 segment = await self._hearing.segment(given, "segment", abort)

@@ -40,23 +40,24 @@ class ModelThread:
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
         self._closed = False
 
-    async def run(self, work: Callable[[], T], abort: CallAbort | None = None) -> T:
+    async def run(self, work: Callable[[], T], abort: CallAbort | None = None, *, wait: bool = True) -> T:
         """The result of `work`, run on the thread.
 
-        When the awaiting task is cancelled, `abort` is set and the work is waited for (it stops at its next
-        check), so that nothing of a call is left running when its task is gone.
+        When the awaiting task is cancelled, `abort` is set and work that has begun is waited for (it stops at
+        its next check), so that nothing of a call is left running when its task is gone. With `wait` False, for
+        work that has no checks, it finishes on its own and its result is dropped.
         """
         if self._closed:
             raise UnavailableError("the engine has stopped")
-        future = asyncio.get_running_loop().run_in_executor(self._executor, work)
+        running = self._executor.submit(work)
         try:
-            return await asyncio.shield(future)
+            return await asyncio.shield(asyncio.wrap_future(running))
         except asyncio.CancelledError:
             if abort is not None:
                 abort.set()
-            future.cancel()
-            with suppress(Exception, asyncio.CancelledError):
-                await future
+            if not running.cancel() and wait:
+                with suppress(Exception):
+                    await asyncio.shield(asyncio.wrap_future(running))
             raise
 
     def close(self) -> None:

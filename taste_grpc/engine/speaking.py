@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,10 +14,14 @@ from taste_grpc.engine.protocol import DetokenizeChunk, DetokenizeConfig, Float3
 from taste_grpc.engine.resume import ResumeState
 from taste_grpc.errors import InvalidInputError
 from taste_grpc.model.abort import AbortCheck
-from taste_grpc.streaming import TASTESegment, taste_detokenize
+from taste_grpc.streaming import DetokenizedChunk, TASTESegment, taste_detokenize
 from taste_grpc.streaming.conversation import spoken_word_ids
 
 DEFAULT_RATE_HZ = 16_000
+MAX_UTTERANCE_IDS = 1024
+"""Text ids of one utterance, over all its segments: each is made from everything before it."""
+MAX_UTTERANCE_UNITS = 30_000
+"""Speech units of one utterance (ten minutes) after which it takes no more segments."""
 
 
 class Utterance:
@@ -47,6 +52,7 @@ class Utterance:
 
     def _resumed(self, config: DetokenizeConfig, revision: str) -> ResumeState:
         state = ResumeState.unpack(config.resume_state or b"", revision)
+        self._check(state)
         rate_hz = config.out_sample_rate_hz or state.out_sample_rate_hz
         spoken = self._flow.frames(len(state.speech_ids)) * self._flow.hop_samples
         return state.model_copy(
@@ -57,14 +63,40 @@ class Utterance:
             }
         )
 
+    def _check(self, state: ResumeState) -> None:
+        """Hold a state that came from outside against the sizes of the model."""
+        info, units = self._loaded.info, self._loaded.model.config.speech_decoder.units
+        fits = (
+            len(state.speaker) == info.speaker_embedding_dim
+            and any(state.speaker)
+            and len(state.text_ids) <= MAX_UTTERANCE_IDS
+            and len(state.speech_ids) <= MAX_UTTERANCE_UNITS
+            and all(text_id < info.text_vocab_size for text_id in state.text_ids)
+            and all(unit < units for unit in state.speech_ids)
+            and all(len(row) == info.vq_dim for row in state.taste_ids)
+            and all(code < info.codebook_size for row in state.taste_ids for code in row)
+            and list(state.word_ids) == sorted(state.word_ids)
+            and bool(state.text_ids) == bool(state.taste_ids)
+            and not (state.speech_ids and not state.text_ids)
+        )
+        if not fits:
+            raise InvalidInputError("resume_state", "does not fit the model, or is longer than an utterance may be")
+
     def say(self, given: SegmentInput, segment: TASTESegment, abort: AbortCheck) -> DetokenizeChunk:
         """Speak one more segment; the chunk holds the new audio and the state after it."""
         if segment.taste_ids is None or segment.length == 0:
             raise InvalidInputError("segment", "must be of modality AUDIO and carry words with codes")
         state, units_before = self.state, len(self.state.speech_ids)
+        total = len(state.text_ids) + segment.length
+        if total > MAX_UTTERANCE_IDS or units_before > MAX_UTTERANCE_UNITS:
+            raise InvalidInputError(
+                "segment.tokens.text_ids",
+                f"make the utterance {total} text ids long; at most {MAX_UTTERANCE_IDS} are spoken in one go: "
+                "begin a new call without resume_state",
+            )
         offset = state.word_ids[-1] + 1 if state.word_ids else 0
         word_ids = [offset + word for word in self._word_ids(given, segment.text_ids, segment.taste_ids)]
-        spoken = taste_detokenize(
+        spoken = self._detokenize(
             self._loaded.model,
             self._loaded.processor,
             self._voice,
@@ -103,6 +135,17 @@ class Utterance:
             is_final=True,
             resume_state=self.state.pack(),
         )
+
+    @staticmethod
+    def _detokenize(*arguments: Any, **options: Any) -> DetokenizedChunk:
+        """`taste_detokenize`, with the argument an error names put in the words of the contract."""
+        try:
+            return taste_detokenize(*arguments, **options)
+        except InvalidInputError as error:
+            if error.field.startswith("prev_"):
+                raise InvalidInputError("resume_state", error.description) from None
+            name = "taste_tokens" if error.field == "taste_ids" else error.field
+            raise InvalidInputError(f"segment.tokens.{name}", error.description) from None
 
     def _word_ids(self, given: SegmentInput, text_ids: Tensor, taste_ids: Tensor) -> list[int]:
         """Word index of each id of a segment, from 0."""

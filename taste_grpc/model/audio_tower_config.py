@@ -128,11 +128,14 @@ def _decoder_config(
     def size(tensor: str, dim: int, key: str) -> int:
         return found.size(f"{_DECODER}.{tensor}", dim, f"asr_config.{key}", asr[key])
 
+    heads, width = int(asr["decoder_attention_heads"]), int(asr["d_model"])
+    if heads < 1 or width % heads:
+        raise CheckpointError(f"config.json: asr_config.decoder_attention_heads {heads} does not divide {width}")
     layers_stated = PUBLISHED_DECODER_LAYERS if shapes is None else None
     return PoolingDecoderConfig(
         d_model=size("embed_tokens.weight", 1, "d_model"),
         layers=found.count(f"{_DECODER}.layers", "the decoder layers of the audio tower", layers_stated),
-        heads=int(asr["decoder_attention_heads"]),
+        heads=heads,
         ffn_dim=size("layers.0.fc1.weight", 0, "decoder_ffn_dim"),
         vocab_size=size("embed_tokens.weight", 0, "vocab_size"),
         max_positions=size("embed_positions.weight", 0, "max_target_positions"),

@@ -221,12 +221,14 @@ def load_into(
     """
     ties = ties or {}
     check_names(module, source, optional=ties)
+    expected = module.state_dict()
     total = sum(torch.Size(shape).numel() for shape in source.shapes.values())
     hidden = None if show_progress is None else not show_progress
     with tqdm(total=total, desc=description, unit="numbers", unit_scale=True, disable=hidden, file=sys.stderr) as bar:
 
         def fetch(name: str) -> Tensor:
             tensor = source.tensor(name)
+            _check_kind(tensor, expected[name], name, source)
             bar.update(tensor.numel())
             return tensor
 
@@ -244,6 +246,11 @@ def load_into(
 def _convert(tensor: Tensor, name: str, device: torch.device, dtype_of: DtypePolicy) -> Tensor:
     dtype = dtype_of(name) if tensor.is_floating_point() else tensor.dtype
     return tensor.to(device=device, dtype=dtype)
+
+
+def _check_kind(tensor: Tensor, expected: Tensor, name: str, source: TensorSource) -> None:
+    if tensor.is_floating_point() != expected.is_floating_point():
+        raise CheckpointError(f"{source.location}: tensor {name} is {tensor.dtype}, expected {expected.dtype}")
 
 
 def _merge_adapters(

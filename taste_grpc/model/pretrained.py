@@ -16,6 +16,7 @@ from taste_grpc.model.tokens import TextTokenizer
 from taste_grpc.model.whisper_ids import WhisperSpecialIds
 
 _PATTERNS = ["*.json", "*.safetensors", "llama_tokenizer/*", "asr_tokenizer/*", "cosyvoice/*"]
+_TOKENIZER_PATTERNS = ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"]
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 _ATTENTION = ("sdpa", "eager")
@@ -76,7 +77,7 @@ def _asr_tokenizer(directory: Path, name_or_path: str) -> PreTrainedTokenizerFas
     is_hub_id = _HUB_ID.fullmatch(name_or_path) is not None
     repository = name_or_path if is_hub_id else f"openai/{Path(name_or_path).name or 'whisper-large-v3'}"
     try:
-        shared: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(repository)
+        shared: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(_tokenizer_snapshot(repository))
         return shared
     except Exception as error:
         raise CheckpointError(
@@ -84,6 +85,21 @@ def _asr_tokenizer(directory: Path, name_or_path: str) -> PreTrainedTokenizerFas
             f"run `hf download {repository} tokenizer.json tokenizer_config.json special_tokens_map.json "
             f"--local-dir {folder}`"
         ) from error
+
+
+def _tokenizer_snapshot(repository: str) -> str:
+    """Folder with the tokenizer files of a hub repository: from the cache, else fetched."""
+    from huggingface_hub import hf_hub_download, snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        folder = snapshot_download(repository, allow_patterns=_TOKENIZER_PATTERNS, local_files_only=True)
+        if (Path(folder) / "tokenizer.json").is_file():
+            return folder
+    except LocalEntryNotFoundError:
+        pass
+    hf_hub_download(repository, "tokenizer.json")  # one file first: without it, or a network, there is nothing to fetch
+    return snapshot_download(repository, allow_patterns=_TOKENIZER_PATTERNS)
 
 
 def resolve_device(device: str | int | torch.device) -> torch.device:
@@ -94,7 +110,7 @@ def resolve_device(device: str | int | torch.device) -> torch.device:
     if isinstance(device, int) and not isinstance(device, bool):
         device = f"cuda:{device}"
     if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         chosen = torch.device(device)
     except (RuntimeError, TypeError) as error:
@@ -107,7 +123,8 @@ def resolve_device(device: str | int | torch.device) -> torch.device:
             raise InvalidInputError(
                 "device", f"{str(chosen)!r} was asked for, but {present} CUDA devices are available"
             )
-    return chosen
+    # with its index, so that it equals the device of the tensors that go there
+    return torch.device("cuda", torch.cuda.current_device()) if chosen == torch.device("cuda") else chosen
 
 
 def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:

@@ -34,6 +34,7 @@ Transcribe = Callable[[Float32Array], str]
 
 MODEL_SAMPLE_RATE_HZ = 16_000
 MAX_AUDIO_S = 30.0
+MAX_SAMPLING_RATE_HZ = 1_000_000
 
 
 class TasteProcessor:
@@ -190,7 +191,7 @@ def mono_clip(name: str, audio: Float32Array | Tensor, sampling_rate: int) -> Fl
     if len(shape) not in (1, 2) or 0 in shape:
         raise InvalidInputError(name, f"has shape {shape}; [T] or [1, T] with T > 0 is expected")
     samples = (audio.detach().cpu().float().numpy() if isinstance(audio, Tensor) else audio).reshape(-1)
-    if not check_number("sampling_rate", sampling_rate) > 0:
+    if not 0 < check_number("sampling_rate", sampling_rate) < MAX_SAMPLING_RATE_HZ:
         raise InvalidInputError("sampling_rate", f"{sampling_rate} is not a positive number of Hz")
     if len(samples) > MAX_AUDIO_S * sampling_rate:
         seconds = len(samples) / sampling_rate

@@ -105,6 +105,7 @@ class TasteForCausalLM(nn.Module):
             raise CheckpointError(
                 f"{directory / 'config.json'} and {Path(source.location).name}: {error}"
             ) from error.__cause__
+        whisper_ids = WhisperSpecialIds.from_tokenizer(load_asr_tokenizer(directory, published["asr_config"]))
         load_into(
             taste,
             source,
@@ -114,7 +115,7 @@ class TasteForCausalLM(nn.Module):
             show_progress=show_progress,
             description="loading TASTE",
         )
-        taste.whisper_ids = WhisperSpecialIds.from_tokenizer(load_asr_tokenizer(directory, published["asr_config"]))
+        taste.whisper_ids = whisper_ids
         taste.directory = directory
         taste.to(target)  # rotary tables and other computed buffers
         return taste.eval()

@@ -146,6 +146,9 @@ def _previous(
     speech_ids: Tensor | None,
     word_ids: Tensor | None,
 ) -> _Utterance:
+    for name, given in (("prev_text_ids", text_ids), ("prev_speech_ids", speech_ids)):
+        if given is not None and not isinstance(given, Tensor):
+            raise InvalidTypeError(name, f"is a {type_name(given)}; a torch.Tensor is expected")
     empty = text_ids is None or text_ids.numel() == 0
     if empty:
         for name, given in (("taste_ids", taste_ids), ("speech_ids", speech_ids), ("text_word_ids", word_ids)):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
+import threading
 import zlib
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -24,6 +26,7 @@ from taste_grpc.engine import (
     SegmentInput,
     TokenizeRequest,
 )
+from taste_grpc.engine.model_thread import CallAbort, ModelThread
 from taste_grpc.errors import CheckpointError, InvalidInputError, UnavailableError
 
 TINY = Path(__file__).parents[1] / "data" / "taste-tiny"
@@ -285,3 +288,55 @@ async def test_text_with_too_many_tokens_is_blamed_on_the_text(engine: LocalEngi
     with pytest.raises(InvalidInputError, match="tokens of the recogniser") as caught:
         await engine.tokenize(TokenizeRequest(clip(), text="good " * 600))
     assert caught.value.field == "text"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"taste_ids": [[1, 2, 3, 4], [1]]},
+        {"taste_ids": [[1, 2, 3, 99]], "text_ids": [300], "word_ids": [0]},
+        {"text_ids": [10**6], "word_ids": [0], "taste_ids": [[1, 2, 3, 4]]},
+        {"speech_ids": [10**6]},
+        {"speaker": [1.0, 2.0]},
+        {"text_ids": [300] * 2000, "word_ids": list(range(2000)), "taste_ids": [[1, 2, 3, 4]] * 2000},
+    ],
+)
+async def test_a_state_that_does_not_fit_the_model_is_refused(engine: LocalEngine, changes: dict[str, list]) -> None:
+    config = DetokenizeConfig(speaker_embedding=SPEAKER, seed=9)
+    (chunk,) = await spoken(engine, config, words(engine, "good morning"))
+    assert chunk.resume_state is not None
+    content = json.loads(zlib.decompress(chunk.resume_state)) | changes
+    forged = zlib.compress(json.dumps(content).encode())
+    with pytest.raises(InvalidInputError) as caught:
+        await spoken(engine, DetokenizeConfig(resume_state=forged), words(engine, "good morning"))
+    assert caught.value.field == "resume_state"
+
+
+async def test_an_utterance_has_a_greatest_length(engine: LocalEngine) -> None:
+    many = words(engine, "good " * 1100)
+    with pytest.raises(InvalidInputError, match="1024") as caught:
+        await spoken(engine, DetokenizeConfig(speaker_embedding=SPEAKER), many)
+    assert caught.value.field == "segment.tokens.text_ids"
+
+
+async def test_a_cancelled_task_waits_for_the_work_that_has_begun() -> None:
+    thread, abort = ModelThread(), CallAbort()
+    begun, release = threading.Event(), threading.Event()
+    stopped: list[bool] = []
+
+    def work() -> None:
+        begun.set()
+        release.wait(10)
+        stopped.append(True)
+        abort()
+
+    task = asyncio.create_task(thread.run(work, abort))
+    await asyncio.to_thread(begun.wait, 10)
+    task.cancel()
+    await asyncio.sleep(0)
+    assert not task.done()
+    release.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert stopped == [True]
+    thread.close()
