@@ -50,14 +50,17 @@ class ModelThread:
         if self._closed:
             raise UnavailableError("the engine has stopped")
         running = self._executor.submit(work)
+        future = asyncio.wrap_future(running)
         try:
-            return await asyncio.shield(asyncio.wrap_future(running))
+            return await asyncio.shield(future)
         except asyncio.CancelledError:
             if abort is not None:
                 abort.set()
+            # whatever it ends with was asked for by nobody
+            future.add_done_callback(lambda done: done.cancelled() or done.exception())
             if not running.cancel() and wait:
                 with suppress(Exception):
-                    await asyncio.shield(asyncio.wrap_future(running))
+                    await asyncio.shield(future)
             raise
 
     def close(self) -> None:
