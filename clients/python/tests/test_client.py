@@ -63,7 +63,8 @@ def test_generated_segments_can_be_spoken_while_they_come(client: TasteClient, s
     chunks = list(client.detokenize(segments, speaker=[1.0, 0.0], sample_rate_hz=24000, encoding="float32le", seed=9))
     assert [chunk.audio for chunk in chunks] == [b"w0", b"w1", b"w2"]
     assert [chunk.format.sample_rate_hz for chunk in chunks] == [24000] * 3
-    config = servicer.received[1].config
+    # the two calls run side by side, so either may arrive first
+    config = next(each.config for each in servicer.received if isinstance(each, taste_pb2.DetokenizeRequest))
     assert list(config.speaker_embedding.values) == [1.0, 0.0]
     assert config.encoding == common_pb2.AUDIO_ENCODING_FLOAT32LE
     assert (config.out_sample_rate_hz, config.seed) == (24000, 9)
