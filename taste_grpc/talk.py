@@ -14,12 +14,11 @@ import numpy as np
 from taste.v1.common_pb2 import Segment
 from taste.v1.taste_pb2 import CompletionReason, GetModelInfoResponse, StreamingResult, TokenizeResponse
 from taste_grpc.audio import Waveform, write_wav
+from taste_grpc.settings import DEFAULT_MODEL
 from taste_grpc_client import GenerateOptions, TasteClient, text_segment, token_segment
 
 EMBEDDED_SYSTEM_PROMPT = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
 """What the embedded language model was tuned with; without it its answers are shaky."""
-
-_EMBEDDED_MODEL = "taste-nano"
 
 _CONVERSATION = "conversation"
 _INT16 = 32768.0
@@ -162,7 +161,7 @@ def talk(
 def _conversation(info: GetModelInfoResponse, question: TokenizeResponse, options: TalkOptions) -> list[Segment]:
     asked = token_segment(question, "user")
     system = options.system
-    if system is None and info.model_id == _EMBEDDED_MODEL:
+    if system is None and info.model_id == DEFAULT_MODEL:
         system = EMBEDDED_SYSTEM_PROMPT
     if system and _CONVERSATION in info.conversation_formats:
         return [text_segment(system, "system"), asked]

@@ -15,11 +15,10 @@ from taste_grpc.model.manifest import trained_parts
 from taste_grpc.model.pretrained import fingerprint, resolve_checkpoint
 from taste_grpc.model.processor import MODEL_SAMPLE_RATE_HZ, TasteProcessor
 from taste_grpc.model.taste import TasteForCausalLM
+from taste_grpc.settings import DEFAULT_MODEL
 from taste_grpc.speech import Recogniser
 from taste_grpc.streaming import conversation_formats
 from taste_grpc.streaming.conversation import ConversationFormat
-
-EMBEDDED_MODEL_ID = "taste-nano"
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +43,7 @@ def load_model(
 ) -> LoadedModel:
     """Load everything, on the thread that will use it. Raises CheckpointError."""
     torch.set_num_threads(threads or default_threads())
-    embedded = str(model) == EMBEDDED_MODEL_ID
+    embedded = str(model) == DEFAULT_MODEL
     directory = _assemble_embedded(cache_dir) if embedded else resolve_checkpoint(model)
     taste = TasteForCausalLM.from_pretrained(directory, device=device, dtype=dtype)
     processor = TasteProcessor.from_pretrained(directory)

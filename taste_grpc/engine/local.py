@@ -31,6 +31,7 @@ from taste_grpc.engine.protocol import (
 from taste_grpc.engine.speaking import Utterance
 from taste_grpc.errors import InvalidInputError, UnavailableError
 from taste_grpc.model.text import encode_words
+from taste_grpc.settings import DEFAULT_MODEL
 from taste_grpc.streaming import (
     EmitStatus,
     GenerateOptions,
@@ -55,7 +56,7 @@ class EngineSettings:
         cache_dir: where the embedded model is assembled; None is the user's cache.
     """
 
-    model: str | Path = "taste-nano"
+    model: str | Path = DEFAULT_MODEL
     device: str = "auto"
     dtype: str = "auto"
     threads: int | None = None

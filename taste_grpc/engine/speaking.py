@@ -46,8 +46,6 @@ class Utterance:
             )
         else:
             raise InvalidInputError("config.speaker", "is missing: give a speaker embedding or a reference clip")
-        if len(self.state.speaker) != width:
-            raise InvalidInputError("config.resume_state", "has a speaker embedding of another size")
         self._voice = torch.tensor([self.state.speaker], dtype=torch.float32)
 
     def _resumed(self, config: DetokenizeConfig, revision: str) -> ResumeState:

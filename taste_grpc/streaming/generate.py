@@ -304,9 +304,8 @@ def streaming_generate(
     """Answer a conversation, word by word.
 
     Generation runs on a background thread while the caller iterates; closing the iterator, on the thread
-    that iterates, stops it within
-    one step, and an exception there is raised here. A segment holds whole words and leaves once the codes of
-    its last word are known, one word later than its text.
+    that iterates, stops it within one step, and an exception there is raised here. A segment holds whole words
+    and leaves once the codes of its last word are known, one word later than its text.
 
     Args:
         model: where the answer comes from.
