@@ -30,10 +30,10 @@ import torch
 from torch import Tensor
 
 from taste_grpc import TasteForCausalLM, TasteProcessor
-from taste_grpc.model.generation import Prompt, decode_step, start_generations, text_prompt
-from taste_grpc.model.random_checkpoint import LanguageSizes, RandomSizes, write_random_checkpoint
-from taste_grpc.model.sampler import Sampler, SamplingParams, SeededDraws
-from taste_grpc.model.tokens import TokenSets
+from taste_grpc.model.embedded.random_checkpoint import LanguageSizes, RandomSizes, write_random_checkpoint
+from taste_grpc.model.spoken_lm.generation import Prompt, decode_step, start_generations, text_prompt
+from taste_grpc.model.spoken_lm.sampler import Sampler, SamplingParams, SeededDraws
+from taste_grpc.model.text.tokens import TokenSets
 
 sys.path.insert(0, str(Path(__file__).parent))
 from _report import report

@@ -81,7 +81,7 @@ def main() -> None:
         print(json.dumps(load(arguments.load, arguments.dtype)))
         return
 
-    from taste_grpc.model.random_checkpoint import LanguageSizes, RandomSizes, write_random_checkpoint
+    from taste_grpc.model.embedded.random_checkpoint import LanguageSizes, RandomSizes, write_random_checkpoint
 
     sizes = RandomSizes(
         language=LanguageSizes(hidden=1024, layers=16, heads=16, kv_heads=8, ffn=4096, vocab_size=32_000)

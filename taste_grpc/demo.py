@@ -60,7 +60,7 @@ def _run() -> None:
 
 def _prepare() -> None:
     """Assemble the embedded model here, where its progress can be seen."""
-    from taste_grpc.model.nano import ensure_taste_nano
+    from taste_grpc.model.embedded.nano import ensure_taste_nano
 
     ensure_taste_nano(progress=lambda text: print(text, flush=True))
 

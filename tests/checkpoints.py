@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from taste_grpc.model.tokens import ROLE_TOKENS, SEGMENT_END_TOKEN, SEGMENT_START_TOKEN
+from taste_grpc.model.text.tokens import ROLE_TOKENS, SEGMENT_END_TOKEN, SEGMENT_START_TOKEN
 
 TINY = Path(__file__).parent / "data" / "taste-tiny"
 WEIGHTS = "model.safetensors"

@@ -13,7 +13,7 @@ from taste_grpc.engine.model_thread import CallAbort, ModelThread
 from taste_grpc.engine.protocol import Float32Array, Int64Array, SegmentInput
 from taste_grpc.errors import InvalidInputError, UnsupportedByModelError
 from taste_grpc.model.processor import MODEL_SAMPLE_RATE_HZ
-from taste_grpc.model.text import derive_word_ids, encode_words, split_words
+from taste_grpc.model.text.words import derive_word_ids, encode_words, split_words
 from taste_grpc.streaming import TASTESegment, taste_tokenize
 
 _MIN_SPEAKER_SAMPLES = 400  # one frame of the speaker front end

@@ -11,8 +11,8 @@ import torch
 
 from taste_grpc.engine.protocol import ModelInfo
 from taste_grpc.errors import UnsupportedByModelError
-from taste_grpc.model.manifest import trained_parts
-from taste_grpc.model.pretrained import fingerprint, resolve_checkpoint
+from taste_grpc.model.checkpoint.manifest import trained_parts
+from taste_grpc.model.checkpoint.pretrained import fingerprint, resolve_checkpoint
 from taste_grpc.model.processor import MODEL_SAMPLE_RATE_HZ, TasteProcessor
 from taste_grpc.model.taste import TasteForCausalLM
 from taste_grpc.settings import DEFAULT_MODEL
@@ -63,7 +63,7 @@ def default_threads() -> int:
 
 
 def _assemble_embedded(cache_dir: Path | None) -> Path:
-    from taste_grpc.model.nano import ensure_taste_nano
+    from taste_grpc.model.embedded.nano import ensure_taste_nano
 
     return ensure_taste_nano(cache_dir, progress=logger.info)
 

@@ -30,7 +30,7 @@ from taste_grpc.engine.protocol import (
 )
 from taste_grpc.engine.speaking import Utterance
 from taste_grpc.errors import InvalidInputError, UnavailableError
-from taste_grpc.model.text import encode_words
+from taste_grpc.model.text.words import encode_words
 from taste_grpc.settings import DEFAULT_MODEL
 from taste_grpc.streaming import (
     EmitStatus,

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from taste_grpc.model.config import TasteConfig
     from taste_grpc.model.processor import TasteProcessor
     from taste_grpc.model.taste import TasteForCausalLM
-    from taste_grpc.model.voice_generator import VoiceGenerator
+    from taste_grpc.model.voice_generator.generator import VoiceGenerator
 
 __all__ = ["TasteConfig", "TasteForCausalLM", "TasteProcessor", "VoiceGenerator"]
 
@@ -20,7 +20,7 @@ _HOMES = {
     "TasteConfig": "config",
     "TasteForCausalLM": "taste",
     "TasteProcessor": "processor",
-    "VoiceGenerator": "voice_generator",
+    "VoiceGenerator": "voice_generator.generator",
 }
 
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from taste_grpc.errors import CheckpointError, TasteError
-from taste_grpc.model.audio_tower import AudioTowerConfig
-from taste_grpc.model.speech_decoder import SpeechDecoderConfig
-from taste_grpc.model.spoken_lm import SpokenLMConfig
+from taste_grpc.model.audio_tower.tower import AudioTowerConfig
+from taste_grpc.model.speech_decoder.decoder import SpeechDecoderConfig
+from taste_grpc.model.spoken_lm.network import SpokenLMConfig
 
 _SECTIONS = ("asr_config", "audio_tower_config", "speech_decoder_config", "spoken_lm_config", "text_config")
 

@@ -16,18 +16,18 @@ from transformers import PreTrainedTokenizerFast
 from taste_grpc.audio import log_mel, resample
 from taste_grpc.errors import BatchSizeError, CheckpointError, InvalidInputError, InvalidTypeError, type_name
 from taste_grpc.model.arguments import check_number
-from taste_grpc.model.checkpoint import TorchSource, load_into, read_json
-from taste_grpc.model.pretrained import (
+from taste_grpc.model.checkpoint.loading import TorchSource, load_into, read_json
+from taste_grpc.model.checkpoint.pretrained import (
     load_asr_tokenizer,
     load_text_tokenizer,
     resolve_checkpoint,
     resolve_device,
 )
 from taste_grpc.model.speaker import SpeakerEncoder
-from taste_grpc.model.text import encode_words, split_words
-from taste_grpc.model.tokens import TextTokenizer
-from taste_grpc.model.voice_generator import VoiceGenerator, VoiceGeneratorConfig
-from taste_grpc.model.whisper_ids import WhisperSpecialIds
+from taste_grpc.model.text.tokens import TextTokenizer
+from taste_grpc.model.text.whisper_ids import WhisperSpecialIds
+from taste_grpc.model.text.words import encode_words, split_words
+from taste_grpc.model.voice_generator.generator import VoiceGenerator, VoiceGeneratorConfig
 
 Float32Array = npt.NDArray[np.float32]
 Transcribe = Callable[[Float32Array], str]

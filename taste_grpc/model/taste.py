@@ -12,33 +12,33 @@ from transformers import PreTrainedTokenizerFast
 
 from taste_grpc.errors import CheckpointError, InvalidInputError
 from taste_grpc.model.abort import AbortCheck, never_abort
-from taste_grpc.model.audio_tower import AudioTower, AudioTowerOutput
-from taste_grpc.model.checkpoint import SafetensorsSource, load_into, read_json
-from taste_grpc.model.completion import (
-    ConditionalMode,
-    check_single,
-    completion_prompt,
-    speech_outputs,
-    text_outputs,
-)
-from taste_grpc.model.config import TasteConfig
-from taste_grpc.model.generation import GeneratedText, first_taste_rows, generate_all, predicted_taste_rows
-from taste_grpc.model.pretrained import (
+from taste_grpc.model.audio_tower.tower import AudioTower, AudioTowerOutput
+from taste_grpc.model.audio_tower.transfer import transfer_codes, word_start_mapping
+from taste_grpc.model.checkpoint.loading import SafetensorsSource, load_into, read_json
+from taste_grpc.model.checkpoint.pretrained import (
     check_attention,
     load_asr_tokenizer,
     resolve_checkpoint,
     resolve_device,
     resolve_dtype,
 )
-from taste_grpc.model.sampler import SamplingParams, SeededDraws
-from taste_grpc.model.speech_decoder import SpeechDecoder
-from taste_grpc.model.speech_inputs import DecoderInputs, SpokenWords, decoder_inputs
-from taste_grpc.model.spoken_lm import SpokenLM
-from taste_grpc.model.text import WordTokens, words_of
-from taste_grpc.model.tokens import TextTokenizer
-from taste_grpc.model.transfer import transfer_codes, word_start_mapping
-from taste_grpc.model.unit_sampler import UnitSampler
-from taste_grpc.model.whisper_ids import WhisperSpecialIds
+from taste_grpc.model.config import TasteConfig
+from taste_grpc.model.speech_decoder.decoder import SpeechDecoder
+from taste_grpc.model.speech_decoder.inputs import DecoderInputs, SpokenWords, decoder_inputs
+from taste_grpc.model.speech_decoder.unit_sampler import UnitSampler
+from taste_grpc.model.spoken_lm.completion import (
+    ConditionalMode,
+    check_single,
+    completion_prompt,
+    speech_outputs,
+    text_outputs,
+)
+from taste_grpc.model.spoken_lm.generation import GeneratedText, first_taste_rows, generate_all, predicted_taste_rows
+from taste_grpc.model.spoken_lm.network import SpokenLM
+from taste_grpc.model.spoken_lm.sampler import SamplingParams, SeededDraws
+from taste_grpc.model.text.tokens import TextTokenizer
+from taste_grpc.model.text.whisper_ids import WhisperSpecialIds
+from taste_grpc.model.text.words import WordTokens, words_of
 
 _LLAMA = "spoken_lm.language_model.base_model.model."
 _TIES = {_LLAMA + "lm_head.weight": _LLAMA + "model.embed_tokens.weight"}

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from taste_grpc.errors import InvalidInputError, InvalidTypeError, UnsupportedByModelError, type_name
-from taste_grpc.model.generation import Prompt, audio_prompt, instruct_prompt, text_prompt, zero_prompt
 from taste_grpc.model.processor import TasteProcessor
-from taste_grpc.model.spoken_lm import delayed_sources
+from taste_grpc.model.spoken_lm.generation import Prompt, audio_prompt, instruct_prompt, text_prompt, zero_prompt
+from taste_grpc.model.spoken_lm.network import delayed_sources
 from taste_grpc.model.taste import TasteForCausalLM
-from taste_grpc.model.tokens import ConversationTokens, TokenSets
+from taste_grpc.model.text.tokens import ConversationTokens, TokenSets
 from taste_grpc.streaming.segments import TASTESegment, check_range
 
 ConversationFormat = Literal["conversation", "completion"]

@@ -15,10 +15,10 @@ from taste_grpc.errors import BatchSizeError, InvalidInputError, InvalidTypeErro
 from taste_grpc.model.abort import AbortCheck, never_abort
 from taste_grpc.model.arguments import check_integer, check_number
 from taste_grpc.model.processor import TasteProcessor
-from taste_grpc.model.speech_inputs import SpokenWords, decoder_inputs
+from taste_grpc.model.speech_decoder.inputs import SpokenWords, decoder_inputs
+from taste_grpc.model.speech_decoder.unit_sampler import UnitSampler
 from taste_grpc.model.taste import TasteForCausalLM
-from taste_grpc.model.text import words_of
-from taste_grpc.model.unit_sampler import UnitSampler
+from taste_grpc.model.text.words import words_of
 from taste_grpc.streaming.conversation import check_codes, spoken_word_ids
 from taste_grpc.streaming.model_lock import model_lock
 from taste_grpc.streaming.segments import check_ids, check_range, check_text_ids, check_word_ids

@@ -14,10 +14,10 @@ import torch
 from taste_grpc.errors import CallAbortedError, InvalidInputError, InvalidTypeError, type_name
 from taste_grpc.model.abort import AbortCheck, never_abort
 from taste_grpc.model.arguments import check_integer
-from taste_grpc.model.generation import Generation, StepResult, decode_step, start_generations
-from taste_grpc.model.kv_slots import KeyValueSlots
 from taste_grpc.model.processor import TasteProcessor
-from taste_grpc.model.sampler import EndReason, SamplingParams, SeededDraws
+from taste_grpc.model.spoken_lm.generation import Generation, StepResult, decode_step, start_generations
+from taste_grpc.model.spoken_lm.kv_slots import KeyValueSlots
+from taste_grpc.model.spoken_lm.sampler import EndReason, SamplingParams, SeededDraws
 from taste_grpc.model.taste import TasteForCausalLM
 from taste_grpc.streaming.conversation import (
     ConversationFormat,

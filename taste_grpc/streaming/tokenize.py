@@ -12,7 +12,7 @@ from taste_grpc.errors import InvalidInputError
 from taste_grpc.model.abort import AbortCheck, never_abort
 from taste_grpc.model.processor import MODEL_SAMPLE_RATE_HZ, Float32Array, TasteProcessor, mono_clip
 from taste_grpc.model.taste import TasteForCausalLM
-from taste_grpc.model.text import derive_word_ids, encode_words, words_of
+from taste_grpc.model.text.words import derive_word_ids, encode_words, words_of
 from taste_grpc.streaming.model_lock import model_lock
 from taste_grpc.streaming.segments import check_text_ids, check_word_ids
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from taste_grpc.model.nano import ensure_taste_nano
+from taste_grpc.model.embedded.nano import ensure_taste_nano
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from taste_grpc import TasteForCausalLM, TasteProcessor
-from taste_grpc.model.generation import generate_all, text_prompt
-from taste_grpc.model.sampler import SamplingParams, SeededDraws
+from taste_grpc.model.spoken_lm.generation import generate_all, text_prompt
+from taste_grpc.model.spoken_lm.sampler import SamplingParams, SeededDraws
 
 TINY = Path(__file__).parents[1] / "data" / "taste-tiny"
 

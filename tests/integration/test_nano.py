@@ -18,12 +18,12 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from taste_grpc.errors import CheckpointError
 from taste_grpc.model import gguf_llama
-from taste_grpc.model.generation import generate_all, text_prompt
-from taste_grpc.model.gguf_llama import GgufLlama, packaged_gguf, read_gguf_llama
-from taste_grpc.model.manifest import MANIFEST, PARTS, trained_parts
-from taste_grpc.model.nano import ensure_taste_nano
+from taste_grpc.model.checkpoint.manifest import MANIFEST, PARTS, trained_parts
+from taste_grpc.model.embedded.gguf_llama import GgufLlama, packaged_gguf, read_gguf_llama
+from taste_grpc.model.embedded.nano import ensure_taste_nano
 from taste_grpc.model.processor import TasteProcessor
-from taste_grpc.model.sampler import SamplingParams, SeededDraws
+from taste_grpc.model.spoken_lm.generation import generate_all, text_prompt
+from taste_grpc.model.spoken_lm.sampler import SamplingParams, SeededDraws
 from taste_grpc.model.taste import TasteForCausalLM
 from taste_grpc.streaming import TASTESegment, streaming_generate
 

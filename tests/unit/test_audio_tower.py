@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from taste_grpc.errors import CallAbortedError, CheckpointError, InvalidInputError
-from taste_grpc.model.audio_encoder import EncoderStates
-from taste_grpc.model.audio_tower import AudioTower, AudioTowerConfig, AudioTowerOutput, WhisperSpecialIds
+from taste_grpc.model.audio_tower.encoder import EncoderStates
+from taste_grpc.model.audio_tower.tower import AudioTower, AudioTowerConfig, AudioTowerOutput, WhisperSpecialIds
 
 SPECIAL = WhisperSpecialIds(start=90, language=91, task=92, no_timestamps=93, end=94)
 FRAMES = 24  # of the small encoder

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from taste_grpc.errors import CallAbortedError, InvalidInputError
-from taste_grpc.model.generation import (
+from taste_grpc.model.spoken_lm.generation import (
     GeneratedText,
     Generation,
     Prompt,
@@ -21,8 +21,8 @@ from taste_grpc.model.generation import (
     text_prompt,
     zero_prompt,
 )
-from taste_grpc.model.kv_slots import KeyValueSlots
-from taste_grpc.model.sampler import Action, SamplingParams, SeededDraws, TasteAction
+from taste_grpc.model.spoken_lm.kv_slots import KeyValueSlots
+from taste_grpc.model.spoken_lm.sampler import Action, SamplingParams, SeededDraws, TasteAction
 from tests.conftest import Loaded
 
 IDS = [377, 487, 315, 13, 40, 271]

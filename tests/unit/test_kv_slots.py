@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from taste_grpc.errors import CallAbortedError, InvalidInputError
-from taste_grpc.model.kv_slots import KeyValueSlots, SlotWindow
-from taste_grpc.model.spoken_lm import SpokenLM
+from taste_grpc.model.spoken_lm.kv_slots import KeyValueSlots, SlotWindow
+from taste_grpc.model.spoken_lm.network import SpokenLM
 from tests.conftest import Loaded
 
 TOLERANCE = 1e-4

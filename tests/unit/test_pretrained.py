@@ -12,8 +12,8 @@ from torch import Tensor
 
 from taste_grpc import TasteForCausalLM, TasteProcessor
 from taste_grpc.errors import InvalidInputError
-from taste_grpc.model.lora import LoraConfig, LoraLinear
-from taste_grpc.model.pretrained import resolve_device, resolve_dtype
+from taste_grpc.model.checkpoint.pretrained import resolve_device, resolve_dtype
+from taste_grpc.model.spoken_lm.lora import LoraConfig, LoraLinear
 from taste_grpc.streaming import TASTESegment, streaming_generate, taste_detokenize, taste_tokenize
 from tests.checkpoints import EMBEDDING, LLAMA, LM_HEAD, TINY, WEIGHTS, copy_checkpoint, edit_json, edit_tensors
 from tests.conftest import Loaded

@@ -14,7 +14,7 @@ import torch
 from taste_grpc.errors import CheckpointError
 from taste_grpc.model.config import TasteConfig
 from taste_grpc.model.taste import TasteForCausalLM
-from taste_grpc.model.voice_generator import VoiceGenerator, VoiceGeneratorConfig
+from taste_grpc.model.voice_generator.generator import VoiceGenerator, VoiceGeneratorConfig
 
 DATA = Path(__file__).parents[1] / "data"
 LM_HEAD = "spoken_lm.language_model.base_model.model.lm_head.weight"

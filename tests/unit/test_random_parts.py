@@ -11,17 +11,22 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from taste_grpc.model.checkpoint_sizes import SpeechSizes, voice_generator_dims, voice_shapes
-from taste_grpc.model.manifest import PARTS, find_damage, read_manifest, trained_parts
+from taste_grpc.model.checkpoint.manifest import PARTS, find_damage, read_manifest, trained_parts
+from taste_grpc.model.embedded.checkpoint_sizes import SpeechSizes, voice_generator_dims, voice_shapes
+from taste_grpc.model.embedded.random_checkpoint import (
+    CONVERSATION_TOKENS,
+    LanguageSizes,
+    RandomSizes,
+    write_random_checkpoint,
+)
+from taste_grpc.model.embedded.random_parts import random_tensor, random_tensors
+from taste_grpc.model.embedded.speaker_network import random_speaker_network
 from taste_grpc.model.processor import TasteProcessor
-from taste_grpc.model.random_checkpoint import CONVERSATION_TOKENS, LanguageSizes, RandomSizes, write_random_checkpoint
-from taste_grpc.model.random_parts import random_tensor, random_tensors
-from taste_grpc.model.speaker_network import random_speaker_network
-from taste_grpc.model.speech_inputs import SpokenWords, decoder_inputs
+from taste_grpc.model.speech_decoder.inputs import SpokenWords, decoder_inputs
+from taste_grpc.model.speech_decoder.unit_sampler import UnitSampler
 from taste_grpc.model.taste import TasteForCausalLM
-from taste_grpc.model.text import split_words
-from taste_grpc.model.unit_sampler import UnitSampler
-from taste_grpc.model.voice_generator import VoiceGenerator, VoiceGeneratorConfig
+from taste_grpc.model.text.words import split_words
+from taste_grpc.model.voice_generator.generator import VoiceGenerator, VoiceGeneratorConfig
 
 SENTENCE = "ever tried and ever failed but it does not matter so try again"
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from taste_grpc.errors import CheckpointError
-from taste_grpc.model.rvq import ResidualVQ, ResidualVQConfig
+from taste_grpc.model.audio_tower.rvq import ResidualVQ, ResidualVQConfig
 
 SMALL = ResidualVQConfig(dim=12, codebook_dim=6, codebook_size=9, quantizers=3)
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from taste_grpc.errors import InvalidInputError, InvalidTypeError
-from taste_grpc.model.sampler import (
+from taste_grpc.model.spoken_lm.sampler import (
     BANNED_LOGIT,
     Action,
     EndReason,
@@ -23,7 +23,7 @@ from taste_grpc.model.sampler import (
     TasteAction,
     top_p_candidates,
 )
-from taste_grpc.model.tokens import TokenSets
+from taste_grpc.model.text.tokens import TokenSets
 
 # ids: 0..3 begin words, 4..6 go on with one, 6 has a full stop, 7 is banned, 8 stops (goes on with a word), 9 stops
 # and begins a word

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from taste_grpc.errors import CallAbortedError, CheckpointError, InvalidInputError
-from taste_grpc.model.speech_decoder import SpeechDecoder, SpeechDecoderConfig, length_rule
-from taste_grpc.model.taste_rows import audio_unit_embeds
-from taste_grpc.model.unit_sampler import UnitSampler
+from taste_grpc.model.speech_decoder.decoder import SpeechDecoder, SpeechDecoderConfig, length_rule
+from taste_grpc.model.speech_decoder.taste_rows import audio_unit_embeds
+from taste_grpc.model.speech_decoder.unit_sampler import UnitSampler
 
 PUBLISHED: dict[str, Any] = {
     "audio_encoder_input_size": 1280,

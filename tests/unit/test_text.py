@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from taste_grpc.model.text import derive_word_ids, encode_words, split_words, words_of
-from taste_grpc.model.tokens import TextTokenizer, TokenSets
+from taste_grpc.model.text.tokens import TextTokenizer, TokenSets
+from taste_grpc.model.text.words import derive_word_ids, encode_words, split_words, words_of
 from tests.checkpoints import TINY
 
 TOKENIZER = TextTokenizer.from_directory(TINY / "llama_tokenizer")

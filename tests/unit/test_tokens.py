@@ -12,7 +12,7 @@ import torch
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from taste_grpc.model.tokens import TextTokenizer, TokenSets, clean_up_blanks
+from taste_grpc.model.text.tokens import TextTokenizer, TokenSets, clean_up_blanks
 from tests.checkpoints import CONVERSATION_TOKENS, TINY
 from tests.conftest import Loaded
 

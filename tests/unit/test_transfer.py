@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from taste_grpc.model.transfer import transfer_codes, word_start_mapping
+from taste_grpc.model.audio_tower.transfer import transfer_codes, word_start_mapping
 
 counts = st.lists(st.integers(0, 3), min_size=1, max_size=6)
 

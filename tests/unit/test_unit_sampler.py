@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 import torch
 
-from taste_grpc.model.unit_sampler import UnitChoice, UnitSampler, candidates, choose_units, draw
+from taste_grpc.model.speech_decoder.unit_sampler import UnitChoice, UnitSampler, candidates, choose_units, draw
 
 PROBABILITIES = np.array([0.5, 0.3, 0.2])
 IDS = np.array([7, 3, 9])

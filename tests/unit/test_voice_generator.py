@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from taste_grpc.errors import BatchSizeError, CallAbortedError, CheckpointError, InvalidInputError
-from taste_grpc.model.hift_source import SourceRandomness
-from taste_grpc.model.voice_generator import VoiceGenerator, VoiceGeneratorConfig
-from taste_grpc.model.voice_generator_config import PUBLISHED_DIMS
-from taste_grpc.model.weight_norm import WeightNormConv1d, WeightNormConvTranspose1d
+from taste_grpc.model.voice_generator.config import PUBLISHED_DIMS
+from taste_grpc.model.voice_generator.generator import VoiceGenerator, VoiceGeneratorConfig
+from taste_grpc.model.voice_generator.hift_source import SourceRandomness
+from taste_grpc.model.voice_generator.weight_norm import WeightNormConv1d, WeightNormConvTranspose1d
 
 
 def tiny_dims() -> dict[str, Any]:

@@ -7,7 +7,7 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from taste_grpc.errors import CheckpointError
-from taste_grpc.model.whisper_ids import WhisperSpecialIds
+from taste_grpc.model.text.whisper_ids import WhisperSpecialIds
 
 SPECIAL = ["<|endoftext|>", "<|startoftranscript|>", "<|en|>", "<|de|>", "<|transcribe|>", "<|notimestamps|>"]
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from taste_grpc.model.word_average import average_words
+from taste_grpc.model.audio_tower.word_average import average_words
 
 
 def average_one_by_one(features: Tensor, word_ids: Tensor, lengths: Tensor) -> Tensor:

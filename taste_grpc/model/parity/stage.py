@@ -15,7 +15,7 @@ from taste_grpc.model.parity.goldens import GoldenOutput, GoldenSet
 if TYPE_CHECKING:
     from taste_grpc.model.processor import TasteProcessor
     from taste_grpc.model.taste import TasteForCausalLM
-    from taste_grpc.model.voice_generator import VoiceGenerator
+    from taste_grpc.model.voice_generator.generator import VoiceGenerator
 
 T = TypeVar("T")
 

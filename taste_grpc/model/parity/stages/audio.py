@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from taste_grpc.audio import kaldi_fbank, log_mel, mel_filters, remove_mean
-from taste_grpc.model.audio_tower import AudioTowerOutput
+from taste_grpc.model.audio_tower.rvq import QuantizerOutput
+from taste_grpc.model.audio_tower.tower import AudioTowerOutput
+from taste_grpc.model.audio_tower.transfer import transfer_codes, word_start_mapping
+from taste_grpc.model.audio_tower.word_average import average_words
 from taste_grpc.model.parity.stage import StageFunction, StageInput
-from taste_grpc.model.rvq import QuantizerOutput
 from taste_grpc.model.speaker import SpeakerEncoder
-from taste_grpc.model.transfer import transfer_codes, word_start_mapping
-from taste_grpc.model.word_average import average_words
 
 
 def _mel_filters(stage: StageInput) -> Tensor:

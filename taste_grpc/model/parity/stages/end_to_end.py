@@ -10,7 +10,7 @@ from torch import Tensor
 
 from taste_grpc.model.parity.goldens import GoldenOutput, GoldenSet
 from taste_grpc.model.parity.stage import Checkpoint, StageFunction, StageInput
-from taste_grpc.model.speech_inputs import DecoderInputs
+from taste_grpc.model.speech_decoder.inputs import DecoderInputs
 
 _TENSORS = (
     "llm_token_ids",

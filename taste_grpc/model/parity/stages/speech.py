@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from taste_grpc.model.flow import FlowMatching
-from taste_grpc.model.hift import HiftVocoder
 from taste_grpc.model.parity.stage import StageFunction, StageInput
-from taste_grpc.model.speech_decoder import SpeechDecoder, length_rule
-from taste_grpc.model.taste_rows import NO_CODE, audio_unit_embeds
-from taste_grpc.model.unit_sampler import candidates, draw
+from taste_grpc.model.speech_decoder.decoder import SpeechDecoder, length_rule
+from taste_grpc.model.speech_decoder.taste_rows import NO_CODE, audio_unit_embeds
+from taste_grpc.model.speech_decoder.unit_sampler import candidates, draw
+from taste_grpc.model.voice_generator.flow import FlowMatching
+from taste_grpc.model.voice_generator.hift import HiftVocoder
 
 
 def _decoder(stage: StageInput) -> SpeechDecoder:

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from taste_grpc.model.generation import (
+from taste_grpc.model.parity.goldens import GoldenSet
+from taste_grpc.model.parity.stage import Checkpoint, StageFunction, StageInput
+from taste_grpc.model.spoken_lm.generation import (
     GeneratedText,
     Prompt,
     audio_prompt,
@@ -19,11 +21,9 @@ from taste_grpc.model.generation import (
     text_prompt,
     zero_prompt,
 )
-from taste_grpc.model.parity.goldens import GoldenSet
-from taste_grpc.model.parity.stage import Checkpoint, StageFunction, StageInput
-from taste_grpc.model.sampler import Action, Sampler, SamplerStep, SamplingParams, SeededDraws
-from taste_grpc.model.spoken_lm import FusedPrompt, speech_rows
-from taste_grpc.model.tokens import TokenSets
+from taste_grpc.model.spoken_lm.network import FusedPrompt, speech_rows
+from taste_grpc.model.spoken_lm.sampler import Action, Sampler, SamplerStep, SamplingParams, SeededDraws
+from taste_grpc.model.text.tokens import TokenSets
 
 
 class RecordedDraws:

@@ -1,0 +1,1 @@
+"""Hearing: audio and its text to one code row per word."""

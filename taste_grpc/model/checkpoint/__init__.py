@@ -1,0 +1,1 @@
+"""From published checkpoint directories and hub ids to a loaded network."""

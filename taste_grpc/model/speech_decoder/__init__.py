@@ -1,0 +1,1 @@
+"""From words and codes to speech units."""

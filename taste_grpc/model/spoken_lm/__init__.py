@@ -1,0 +1,1 @@
+"""The language model that reads and writes words and codes, and its decoding loop."""

@@ -1,0 +1,311 @@
+"""One call's sampler: which text id comes next, when a word is complete, when to stop.
+
+Source: checkpoint layout 4.9. A text id is drawn at every step; the codes of a word are drawn
+`delay` words later, at the start of the next one, so the step after the ending token draws one
+more text id that is thrown away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import Enum, IntEnum
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from taste_grpc.errors import InvalidInputError
+from taste_grpc.model.arguments import check_integer, check_number
+from taste_grpc.model.random import CounterRandom, Stream, pick
+from taste_grpc.model.text.tokens import TokenSets
+
+BANNED_LOGIT = -100000.0
+_FIRST_CANDIDATES = 64  # enough for every usual top_p; the search widens when it is not
+
+
+class Action(IntEnum):
+    """What a step did to the text."""
+
+    CONTINUE_AT_WORD_START = 0
+    CONTINUE_NOT_AT_WORD_START = 1
+    WAIT_FOR_TASTE = 2
+    TERMINATE = 3
+
+
+class TasteAction(IntEnum):
+    """Which speech row accompanies the id of a step into the next one."""
+
+    WAIT = 0
+    USE_PREFIX = 1
+    USE_PREFIX_IGNORE = 2
+    SAMPLE = 3
+
+
+class EndReason(Enum):
+    """What made a generation end."""
+
+    STOP_ID = "stop_id"
+    SENTENCE_END = "sentence_end"
+    MAX_WORDS = "max_words"
+    MAX_LENGTH = "max_length"
+
+
+class Draws(Protocol):
+    """Where uniform numbers come from; both are asked at most once per step and codebook."""
+
+    def text(self, step: int) -> float:
+        """The number of the text draw of `step`."""
+        ...
+
+    def taste(self, step: int, codebook: int) -> float:
+        """The number of the draw from `codebook` in `step`."""
+        ...
+
+
+class SeededDraws:
+    """Draws that are functions of (seed, step)."""
+
+    def __init__(self, seed: int, codebooks: int) -> None:
+        self._random = CounterRandom(seed)
+        self._codebooks = codebooks
+
+    def text(self, step: int) -> float:
+        """The number of the text draw of `step`."""
+        return self._random.uniform(Stream.TEXT, step)
+
+    def taste(self, step: int, codebook: int) -> float:
+        """The number of the draw from `codebook` in `step`."""
+        return self._random.uniform(Stream.TASTE, step * self._codebooks + codebook)
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """Settings of one generation; defaults are those of the published model.
+
+    `stop_id` ends the text and is exempt from the ban. `max_length` bounds the number of new text
+    ids (None: no bound, as published). `stop_completes_word` lets a stop id that starts no word fetch
+    the codes of the last word all the same (the published model loses them). `text_top_p` 0 means
+    greedy, and then neither temperature nor repetition penalty has an effect.
+
+    Raises InvalidInputError or InvalidTypeError naming the setting.
+    """
+
+    text_top_p: float = 0.3
+    taste_top_p: float = 0.0
+    text_temperature: float = 0.5
+    repetition_penalty: float = 1.1
+    extra_words: int = 32
+    stop_id: int | None = None
+    max_length: int | None = None
+    stop_completes_word: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("text_top_p", "taste_top_p", "text_temperature", "repetition_penalty"):
+            check_number(name, getattr(self, name))
+        check_integer("extra_words", self.extra_words)
+        for name in ("stop_id", "max_length"):
+            if getattr(self, name) is not None:
+                check_integer(name, getattr(self, name))
+        for name in ("text_top_p", "taste_top_p"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise InvalidInputError(name, f"{getattr(self, name)} is not between 0 and 1")
+        if not 0.0 < self.text_temperature <= 100.0:
+            raise InvalidInputError("text_temperature", f"{self.text_temperature} is not above 0 and at most 100")
+        if not 0.0 < self.repetition_penalty <= 100.0:
+            raise InvalidInputError("repetition_penalty", f"{self.repetition_penalty} is not above 0 and at most 100")
+        if self.extra_words < 0:
+            raise InvalidInputError("extra_words", f"{self.extra_words} is negative")
+        if self.max_length is not None and self.max_length < 1:
+            raise InvalidInputError("max_length", f"{self.max_length} is less than 1")
+
+    @property
+    def max_words(self) -> int:
+        """Word count at which the text is ended."""
+        return 3 * self.extra_words
+
+
+@dataclass(frozen=True)
+class SamplerStep:
+    """Outcome of one step: `taste_ids` has one entry per codebook, all -1 when none was drawn."""
+
+    text_id: int
+    taste_ids: tuple[int, ...]
+    action: Action
+    taste_action: TasteAction
+
+
+def top_p_candidates(logits: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
+    """Ids and logits kept by top-p at temperature 1, best first.
+
+    Every id whose inclusive cumulative probability exceeds `top_p` is dropped, but the best one
+    always stays: the id that crosses the threshold is dropped too.
+
+    Args:
+        logits: `[V]` float32.
+        top_p: in (0, 1].
+    """
+    probabilities = logits.softmax(-1)
+    count = min(_FIRST_CANDIDATES, logits.shape[-1])
+    while True:
+        values, ids = logits.topk(count)
+        cumulative = probabilities[ids].cumsum(-1)
+        if count == logits.shape[-1] or float(cumulative[-1]) > top_p:
+            break
+        count = min(count * 16, logits.shape[-1])
+    kept = cumulative <= top_p
+    kept[0] = True
+    return ids[kept], values[kept]
+
+
+class Sampler:
+    """The state machine of one generation.
+
+    Args:
+        params: settings of the call.
+        sets: id sets of the tokenizer.
+        delay: words between a word and the id that carries its codes (1 in the published model).
+        has_prefix: the prompt ends in speech whose last rows accompany the first new words.
+        history: text ids of the prompt, for the repetition penalty.
+        draws: source of uniform numbers.
+    """
+
+    def __init__(
+        self,
+        params: SamplingParams,
+        sets: TokenSets,
+        *,
+        delay: int,
+        has_prefix: bool,
+        history: Iterable[int],
+        draws: Draws,
+    ) -> None:
+        self.params = params
+        self.sets = sets
+        self.delay = delay
+        self.has_prefix = has_prefix
+        self.history = set(history)
+        self.draws = draws
+        self.steps = 0
+        self.words = 0
+        self.end_reason: EndReason | None = None
+        self._flags = 0  # true word-start flags so far
+        self._countdown: int | None = None
+        self._text_ids = 0
+
+    @property
+    def ended(self) -> bool:
+        """Whether no further text is wanted; codes of the last word may still be due."""
+        return self.end_reason is not None
+
+    def text_probabilities(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Ids (ascending) that can be drawn next and their probabilities.
+
+        Args:
+            logits: `[V]` float32 with banned ids already at BANNED_LOGIT.
+        """
+        params = self.params
+        ids, values = top_p_candidates(logits, params.text_top_p)
+        ids, order = ids.sort()
+        values = values[order]
+        if params.repetition_penalty != 1.0:
+            seen = torch.isin(ids, torch.tensor(list(self.history), dtype=ids.dtype, device=ids.device))
+            penalised = torch.where(values < 0, values * params.repetition_penalty, values / params.repetition_penalty)
+            values = torch.where(seen, penalised, values)
+        return ids, (values / params.text_temperature).softmax(-1)
+
+    def ban(self, logits: Tensor) -> Tensor:
+        """`logits` `[V]` as float32 with the banned ids, but not the call's own stop id, at BANNED_LOGIT."""
+        banned = logits.float().masked_fill(self.sets.banned_on(logits.device), BANNED_LOGIT)
+        if self.params.stop_id is not None:
+            banned[self.params.stop_id] = logits[self.params.stop_id].float()
+        return banned
+
+    def draw_text(self, logits: Tensor) -> int:
+        """The next text id given raw `logits` `[V]`."""
+        logits = self.ban(logits)
+        if self.params.text_top_p == 0.0:
+            return int(logits.argmax())
+        ids, probabilities = self.text_probabilities(logits)
+        return int(ids[pick(probabilities.cpu().numpy(), self.draws.text(self.steps))])
+
+    def taste_probabilities(self, logits: Tensor) -> Tensor:
+        """Probabilities `[Q, K]` of the codes given `logits` `[Q, K]`, after top-p."""
+        rows = torch.zeros_like(logits, dtype=torch.float32)
+        for row, codebook_logits in zip(rows, logits.float(), strict=True):
+            ids, values = top_p_candidates(codebook_logits, self.params.taste_top_p)
+            row[ids] = values.softmax(-1)
+        return rows
+
+    def draw_taste(self, logits: Tensor) -> tuple[int, ...]:
+        """One code per codebook given `logits` `[Q, K]`."""
+        if self.params.taste_top_p == 0.0:
+            return tuple(logits.argmax(-1).tolist())
+        rows = self.taste_probabilities(logits).cpu().numpy()
+        return tuple(pick(np.asarray(row), self.draws.taste(self.steps, q)) for q, row in enumerate(rows))
+
+    def step(self, text_logits: Tensor, taste_logits: Tensor) -> SamplerStep:
+        """Advance by one id.
+
+        Args:
+            text_logits: `[V]`, raw.
+            taste_logits: `[Q, K]`, raw.
+        """
+        text_id = self.draw_text(text_logits)
+        self.history.add(text_id)
+        waiting, at_start = self._advance_text(text_id)
+        started = self._flags > self.delay
+        drawn = started and at_start
+        taste_ids = self.draw_taste(taste_logits) if drawn else (-1,) * taste_logits.shape[0]
+        self.steps += 1
+        return SamplerStep(text_id, taste_ids, self._action(waiting, at_start), self._taste_action(started, at_start))
+
+    def _advance_text(self, text_id: int) -> tuple[bool, bool]:
+        """Update the counters; returns (waiting for the last codes, the id starts a word)."""
+        params = self.params
+        waiting = self.ended
+        if self.words == 0:
+            at_start = True
+        elif waiting:
+            self._countdown = self.delay if self._countdown is None else self._countdown
+            self._countdown -= 1
+            at_start = True
+        else:
+            is_stop = params.stop_completes_word and text_id == params.stop_id
+            at_start = is_stop or self.sets.is_word_start(text_id)
+        self._flags += at_start
+        if not waiting:
+            self._text_ids += 1
+            self.end_reason = self._end_reason(text_id)
+        # while codes are awaited, stop ids drawn again and again would hold up the end for ever (delay > 1)
+        awaited = waiting and params.stop_completes_word
+        if params.stop_id is not None and text_id == params.stop_id and not awaited:
+            self.end_reason = self.end_reason if waiting else EndReason.STOP_ID
+            self._countdown = self.delay - 1
+            waiting = True
+        self.words += at_start
+        return waiting, at_start
+
+    def _end_reason(self, text_id: int) -> EndReason | None:
+        if self.words >= self.params.extra_words and self.sets.is_sentence_end(text_id):
+            return EndReason.SENTENCE_END
+        if self.words >= self.params.max_words:
+            return EndReason.MAX_WORDS
+        if self.params.max_length is not None and self._text_ids >= self.params.max_length:
+            return EndReason.MAX_LENGTH
+        return None
+
+    def _action(self, waiting: bool, at_start: bool) -> Action:
+        if self._countdown == 0:
+            return Action.TERMINATE
+        if waiting:
+            return Action.WAIT_FOR_TASTE
+        return Action.CONTINUE_AT_WORD_START if at_start else Action.CONTINUE_NOT_AT_WORD_START
+
+    def _taste_action(self, started: bool, at_start: bool) -> TasteAction:
+        if started:
+            return TasteAction.SAMPLE
+        if self.has_prefix:
+            return TasteAction.USE_PREFIX if at_start else TasteAction.USE_PREFIX_IGNORE
+        return TasteAction.WAIT

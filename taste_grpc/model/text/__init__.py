@@ -1,0 +1,1 @@
+"""Tokenizers, id sets and words."""
