@@ -11,6 +11,9 @@
     ├── UnsupportedByModelError             the loaded model lacks what was asked
     ├── OverloadedError                     admission is full; try again later
     ├── UnavailableError                    loading or draining; try again later
+    ├── UnauthenticatedError                no credentials, or unknown ones
+    ├── MethodNotOfferedError               the method is declared, and not offered
+    ├── IdleError                           the caller's next message did not come in time
     └── CallAbortedError                    the call was cancelled or its deadline passed
 
 Every leaf knows the canonical gRPC code it becomes (`grpc_code`, the name of a
@@ -111,6 +114,27 @@ class UnavailableError(_RetryableError):
 
     grpc_code = "UNAVAILABLE"
     reason = "ERROR_REASON_NOT_SERVING"
+
+
+class UnauthenticatedError(TasteError):
+    """The call carries no credentials, or ones that are not known; the message never repeats them."""
+
+    grpc_code = "UNAUTHENTICATED"
+    reason = "ERROR_REASON_UNAUTHENTICATED"
+
+
+class MethodNotOfferedError(TasteError):
+    """The method is declared, and this server does not offer it."""
+
+    grpc_code = "UNIMPLEMENTED"
+    reason = "ERROR_REASON_NOT_IMPLEMENTED"
+
+
+class IdleError(TasteError):
+    """The server waited longer for the caller's next message than its settings allow."""
+
+    grpc_code = "DEADLINE_EXCEEDED"
+    reason = "ERROR_REASON_IDLE"
 
 
 class CallAbortedError(TasteError):

@@ -7,16 +7,18 @@ variables (`TASTE_PORT`, `TASTE_LIMITS__MAX_AUDIO_MS`), a TOML file (`port = ...
 
 from __future__ import annotations
 
-import json
 import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+import tomlkit
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 from pydantic_settings import SettingsError as PydanticSettingsError
+from tomlkit import TOMLDocument
+from tomlkit.items import Table
 
 from taste_grpc.errors import SettingsError
 
@@ -55,6 +57,8 @@ class LimitSettings(BaseModel):
     max_resume_state_bytes: Annotated[int, Field(ge=1_024, le=1 << 24)] = 256 << 10
     max_request_audio_ms: Annotated[int, Field(ge=1, le=3_600_000)] = 600_000
     """Longest audio of all segments of one request together: compressed clips decode to far more than they weigh."""
+    max_idle_ms: Annotated[int, Field(ge=1, le=86_400_000)] = 300_000
+    """Longest wait for the next message of a call that streams requests."""
 
     @model_validator(mode="after")
     def _ordered(self) -> LimitSettings:
@@ -66,6 +70,39 @@ class LimitSettings(BaseModel):
             if getattr(self, low) > getattr(self, high):
                 raise ValueError(f"{low} is {getattr(self, low)}, above {high}, which is {getattr(self, high)}")
         return self
+
+
+class MethodAdmission(BaseModel):
+    """How many calls of one method may be under way, and how many may wait for that."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    active: Annotated[int, Field(ge=1, le=65_536)] = 16
+    waiting: Annotated[int, Field(ge=0, le=65_536)] = 64
+
+
+class AdmissionSettings(BaseModel):
+    """Who gets in. Calls beyond `waiting`, and those that waited for `max_wait_ms`, end in RESOURCE_EXHAUSTED."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    max_wait_ms: Annotated[int, Field(ge=0, le=3_600_000)] = 10_000
+    tokenize: MethodAdmission = MethodAdmission()
+    generate: MethodAdmission = MethodAdmission()
+    detokenize: MethodAdmission = MethodAdmission()
+
+
+class TlsSettings(BaseModel):
+    """Transport security, from PEM files that are read again when they change."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    cert_file: Path
+    """Certificate of the server, followed by those that lead from it to its authority."""
+    key_file: Path
+    """Private key of the certificate, not encrypted."""
+    client_ca_file: Path | None = None
+    """Authorities of clients. When given, only clients with a certificate of theirs get in."""
 
 
 class Settings(BaseSettings):
@@ -103,10 +140,19 @@ class Settings(BaseSettings):
     keepalive_s: Annotated[float, Field(ge=1, le=86_400, allow_inf_nan=False)] = 30.0
     """A connection on which nothing was heard for so long is probed, and closed when nobody answers."""
 
+    tls: TlsSettings | None = None
+    """Plain text when None."""
+    tokens: dict[str, SecretStr] = {}
+    """Bearer tokens, by the name that log lines give their holders. All are let in when there are none here and no
+    `tokens_file`."""
+    tokens_file: Path | None = None
+    """TOML file of `name = "token"` lines, beside `tokens`; read again when it changes."""
+
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["text", "json"] = "text"
 
     limits: LimitSettings = LimitSettings()
+    admission: AdmissionSettings = AdmissionSettings()
 
 
 def load_settings(flags: Mapping[str, Any] | None = None, config: Path | None = None) -> Settings:
@@ -174,15 +220,23 @@ def _sentence(error: dict[str, Any], flags: Mapping[str, Any], path: Path | None
 
 
 def to_toml(settings: Settings) -> str:
-    """`settings` as a TOML file that `load_settings` reads back; unset values are comments."""
-    values = settings.model_dump(mode="json")
-    limits = values.pop("limits")
-    lines = [_toml_line(name, value) for name, value in values.items()]
-    lines += ["", "[limits]"]
-    lines += [_toml_line(name, value) for name, value in limits.items()]
-    return "\n".join(lines) + "\n"
+    """`settings` as a TOML file that `load_settings` reads back; what is unset, and tokens, are comments."""
+    document = tomlkit.document()
+    _fill(document, settings.model_dump(mode="json", exclude={"tokens"}))
+    if settings.tokens:
+        document.add(tomlkit.comment(f"tokens are not shown; they are those of {', '.join(settings.tokens)}"))
+    return tomlkit.dumps(document)
 
 
-def _toml_line(name: str, value: Any) -> str:
-    # JSON's strings, numbers and booleans are TOML's too.
-    return f"# {name} is not set" if value is None else f"{name} = {json.dumps(value, ensure_ascii=False)}"
+def _fill(table: TOMLDocument | Table, values: Mapping[str, Any]) -> None:
+    """Add `values`, plain ones first: what follows a nested table belongs to it."""
+    for name, value in values.items():
+        if value is None:
+            table.add(tomlkit.comment(f"{name} is not set"))
+        elif not isinstance(value, dict):
+            table.add(name, value)
+    for name, value in values.items():
+        if isinstance(value, dict):
+            nested = tomlkit.table()
+            _fill(nested, value)
+            table.add(name, nested)

@@ -24,10 +24,22 @@ CompletionReason = Literal["continuing", "segment_end", "finished", "no_speech",
 
 
 @dataclass(frozen=True, slots=True)
-class SegmentInput:
-    """One fragment of a conversation or of speech, in one of three forms.
+class SpokenWord:
+    """A word without blanks around it, and its codes `[vq_dim]` int64.
 
-    Plain `text`; token form (`text_ids` `[S]` int64, optional `word_ids` `[S]`,
+    `text_ids` are the ids it came as; they count only while they spell `text`.
+    """
+
+    text: str
+    taste_ids: Int64Array
+    text_ids: Int64Array | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentInput:
+    """One fragment of a conversation or of speech, in one of four forms.
+
+    Plain `text`; spoken `words`; token form (`text_ids` `[S]` int64, optional `word_ids` `[S]`,
     optional `taste_ids` `[S, vq_dim]` int64 with -1 rows); or raw `audio` with an
     optional `text` transcript, which the engine transcribes and tokenizes.
     `audio` modality in token form needs `taste_ids`.
@@ -40,6 +52,7 @@ class SegmentInput:
     word_ids: Int64Array | None = None
     taste_ids: Int64Array | None = None
     audio: Waveform | None = None
+    words: tuple[SpokenWord, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +66,10 @@ class TokenizeRequest:
 
 @dataclass(frozen=True, slots=True)
 class TokenizeResult:
-    """`text_ids` `[S]`, `word_ids` `[S]`, `taste_ids` `[S, vq_dim]`, `speaker_embedding` `[192]` (L2-normalised)."""
+    """`text_ids` `[S]`, `word_ids` `[S]`, `taste_ids` `[S, vq_dim]`, `speaker_embedding` `[192]` (L2-normalised).
+
+    `words` are the texts of the words that `word_ids` number, without blanks around them.
+    """
 
     text: str
     text_ids: Int64Array
@@ -61,6 +77,7 @@ class TokenizeResult:
     taste_ids: Int64Array
     speaker_embedding: Float32Array
     audio_ms: float
+    words: tuple[str, ...] = ()
     timing_ms: dict[str, float] = field(default_factory=dict)
 
 
@@ -94,8 +111,8 @@ class GenerateRequest:
 class GenerateResult:
     """What is new since the last result, in whole words; exactly one, the last, has `is_complete`.
 
-    `text_ids` `[S]`, `word_ids` `[S]` (counted from the start of the answer), `taste_ids` `[S, vq_dim]`.
-    S may be 0 in the last result.
+    `text_ids` `[S]`, `word_ids` `[S]` (counted from the start of the answer), `taste_ids` `[S, vq_dim]`,
+    `words` the text of each word. S may be 0 in the last result.
     """
 
     is_complete: bool
@@ -105,6 +122,7 @@ class GenerateResult:
     word_ids: Int64Array
     taste_ids: Int64Array
     index: int
+    words: tuple[str, ...] = ()
     timing_ms: dict[str, float] = field(default_factory=dict)
 
 

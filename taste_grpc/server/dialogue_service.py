@@ -6,14 +6,7 @@ from collections.abc import AsyncGenerator
 from typing import Any
 
 from taste.v1 import dialogue_pb2, dialogue_pb2_grpc
-from taste_grpc.errors import TasteError
-
-
-class MethodNotOfferedError(TasteError):
-    """The method is declared, and this server does not offer it."""
-
-    grpc_code = "UNIMPLEMENTED"
-    reason = "ERROR_REASON_NOT_IMPLEMENTED"
+from taste_grpc.errors import MethodNotOfferedError
 
 
 class DialogueService(dialogue_pb2_grpc.DialogueServiceServicer):
