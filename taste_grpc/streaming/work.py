@@ -1,0 +1,70 @@
+"""Work that is done in pieces, so that one driver can serve one stream and another many at once.
+
+A piece of work is a generator. It computes what is its own, a bounded amount at a time, and yields a `Want` where
+somebody else may go first or where several streams can share a network call. The driver sends the answer back in. Work
+holds what it was given in `finally` blocks, so closing the generator frees it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from typing import Any, Generic, TypeAlias, TypeVar
+
+from taste_grpc.model.layers.rel_pos_cache import RelPosCache
+from taste_grpc.model.speech_decoder.unit_sampler import UnitChoice
+from taste_grpc.model.spoken_lm.generation import Generation
+from taste_grpc.model.spoken_lm.kv_slots import KeyValueSlots
+
+T = TypeVar("T")
+C = TypeVar("C", KeyValueSlots, RelPosCache)
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """A bounded piece is done; others may go first. Answered with None."""
+
+
+@dataclass(frozen=True, slots=True)
+class TextSlot:
+    """A slot of the language model's cache for up to `positions`. Answered with a `Slot` of `KeyValueSlots`."""
+
+    positions: int
+
+
+@dataclass(frozen=True, slots=True)
+class UnitSlot:
+    """A slot of the speech decoder's cache for up to `positions`. Answered with a `Slot` of `RelPosCache`."""
+
+    positions: int
+
+
+@dataclass(frozen=True, slots=True)
+class TextStep:
+    """One decode step of the language model. Answered with a `StepResult`."""
+
+    generation: Generation
+
+
+@dataclass(frozen=True, slots=True)
+class UnitStep:
+    """Append `unit` to a slot of the speech decoder's cache and choose the next. Answered with that unit."""
+
+    slot: Slot[RelPosCache]
+    unit: int
+    choice: UnitChoice
+
+
+@dataclass(frozen=True, slots=True)
+class Slot(Generic[C]):
+    """A place in a cache, emptied, that is this work's own until `release` is called, once."""
+
+    cache: C
+    index: int
+    release: Callable[[], None]
+
+
+Want: TypeAlias = Turn | TextSlot | UnitSlot | TextStep | UnitStep
+
+Work: TypeAlias = Generator[Want, Any, T]
+"""Work that ends with a T."""
