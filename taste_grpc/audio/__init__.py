@@ -17,7 +17,7 @@ from taste_grpc.audio.codec import (
 )
 from taste_grpc.audio.fbank import kaldi_fbank, remove_mean
 from taste_grpc.audio.mel import LogMel, log_mel, mel_filters
-from taste_grpc.audio.resample import StreamResampler, resample
+from taste_grpc.audio.resample import ResamplerState, StreamResampler, resample
 from taste_grpc.audio.waveform import Waveform
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "MIN_SAMPLE_RATE_HZ",
     "Encoding",
     "LogMel",
+    "ResamplerState",
     "StreamResampler",
     "Waveform",
     "decode_clip",

@@ -56,6 +56,10 @@ class FlowConfig:
         seconds = np.float32(units) / np.float32(self.unit_rate_hz)
         return int(seconds * np.float32(self.sampling_rate_hz) / np.float32(self.hop_samples))
 
+    def unit_of_frame(self, frame: int) -> int:
+        """The speech unit that sounds in mel frame `frame` of an endless utterance."""
+        return frame * self.unit_rate_hz * self.hop_samples // self.sampling_rate_hz
+
 
 class _ConditionalFlow(nn.Module):
     """Holder of the estimator, for the published names."""
@@ -103,6 +107,20 @@ class FlowMatching(nn.Module):
         projected = self.encoder_proj(self.encode_units(units, abort))
         out: Tensor = self.length_regulator(projected, self.config.frames(units.shape[1]))
         return out
+
+    @torch.no_grad()
+    def window_mean(self, units: Tensor, first_unit: int, abort: AbortCheck = never_abort) -> Tensor:
+        """`mean` of a window `[B, N]` of an utterance, from its unit `first_unit` on: `[B, T, mel_bins]`.
+
+        The window has the frames from `frames(first_unit)` to `frames(first_unit + N)` of the utterance.
+        """
+        count, config = units.shape[1], self.config
+        projected = self.encoder_proj(self.encode_units(units, abort))
+        rows = [
+            min(max(config.unit_of_frame(frame) - first_unit, 0), count - 1)
+            for frame in range(config.frames(first_unit), config.frames(first_unit + count))
+        ]
+        return self.length_regulator.smooth(projected[:, rows])
 
     def noise(self, seed: int, first_frame: int, frames: int) -> Tensor:
         """Start noise `[1, mel_bins, frames]` float32 of the absolute frames from `first_frame` on."""

@@ -30,8 +30,13 @@ class VoiceGenerator(nn.Module):
         return self.config.sampling_rate_hz
 
     def fold_(self) -> None:
-        """Replace weight norm by plain weights, computed in float32; does nothing the second time."""
+        """Replace weight norm by plain weights, computed in float32; does nothing the second time.
+
+        The f0 predictor goes on in float64: f0 adds up to the phase of the excitation, where rounding that depends
+        on how many frames are computed at once would be heard at the joins of a stream.
+        """
         fold_weight_norm_(self)
+        self.hift.f0_predictor.double()
 
     @torch.no_grad()
     def inference(

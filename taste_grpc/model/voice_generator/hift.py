@@ -67,6 +67,31 @@ class HiftConfig:
         """Waveform samples of one mel frame."""
         return math.prod(self.upsample_rates) * self.hop_samples
 
+    @property
+    def f0_context_frames(self) -> int:
+        """Frames on either side of a frame that its f0 depends on."""
+        return self.f0_layers
+
+    @property
+    def context_frames(self) -> int:
+        """Frames on either side of a sample's own that the sample depends on, given the excitation."""
+        reach = self.n_fft / (2 * self.hop_samples) + 1 + _OUTER_KERNEL // 2  # in steps of the stage at hand
+        steps_per_frame = math.prod(self.upsample_rates)
+        widest = 0.0
+        for stage in reversed(range(len(self.upsample_rates))):
+            reach += max(_reach(k, d) for k, d in zip(self.kernels, self.dilations, strict=True))
+            excitation = reach + _reach(self.source_kernels[stage], self.source_dilations[stage]) + 2
+            widest = max(widest, (excitation + self.n_fft / (2 * self.hop_samples)) / steps_per_frame)
+            kernel, rate = self.upsample_kernels[stage], self.upsample_rates[stage]
+            reach = (reach + 1 + kernel - 1 - (kernel - rate) // 2) / rate
+            steps_per_frame //= rate
+        return math.ceil(max(widest, reach + _OUTER_KERNEL // 2))
+
+
+def _reach(kernel: int, dilations: tuple[int, ...]) -> int:
+    """Steps on either side that the output of a residual block depends on."""
+    return sum((kernel // 2) * (dilation + 1) for dilation in dilations)
+
 
 class _Snake(nn.Module):
     """x + sin^2(alpha x) / alpha, alpha per channel."""
@@ -141,7 +166,7 @@ class HiftVocoder(nn.Module):
     @torch.no_grad()
     def f0(self, mel: Tensor) -> Tensor:
         """f0 `[B, T]` in Hz, float32, of a mel spectrogram `[B, mel_bins, T]`."""
-        out: Tensor = self.f0_predictor(mel.to(self._dtype))
+        out: Tensor = self.f0_predictor(mel.to(self.f0_predictor.classifier.weight.dtype))
         return out.float()
 
     @torch.no_grad()

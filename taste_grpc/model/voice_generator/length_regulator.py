@@ -24,6 +24,9 @@ class LengthRegulator(nn.Module):
 
     def forward(self, x: Tensor, frames: int) -> Tensor:
         """`[B, N, channels]` -> `[B, frames, channels]`; frame t is made from row floor(t * N / frames)."""
-        stretched = F.interpolate(x.transpose(1, 2), size=frames, mode="nearest")
-        out: Tensor = self.model(stretched)
+        return self.smooth(F.interpolate(x.transpose(1, 2), size=frames, mode="nearest").transpose(1, 2))
+
+    def smooth(self, stretched: Tensor) -> Tensor:
+        """The convolutions alone, on rows that are at mel rate already: `[B, frames, channels]`, in and out."""
+        out: Tensor = self.model(stretched.transpose(1, 2))
         return out.transpose(1, 2)
