@@ -43,6 +43,7 @@ class UnitSlot:
 class TextStep:
     """One decode step of the language model. Answered with a `StepResult`."""
 
+    slot: Slot[KeyValueSlots]
     generation: Generation
 
 

@@ -63,10 +63,11 @@ def extend_mel(
     seed: int,
     windowing: MelWindowing,
     abort: AbortCheck = never_abort,
-) -> Generator[None, None, Tensor]:
+) -> Generator[int, None, Tensor]:
     """The frames that `units`, at least one, make final: `[1, mel_bins, T]` float32. T may be 0.
 
-    A generator that yields after the encoding of the units and after each Euler step; `state` changes with the last.
+    A generator that yields after the encoding of the units and after each Euler step, each time the mel frames that
+    entered the velocity network; `state` changes with the last.
 
     Args:
         flow: the network.
@@ -83,11 +84,11 @@ def extend_mel(
     first_frame = config.frames(total - len(window))
     device = flow.encoder_proj.weight.device
     mu = flow.window_mean(torch.tensor([window], device=device), total - len(window), abort)
-    yield
+    yield 0
     noise = flow.noise(seed, first_frame, mu.shape[1])
     mel = noise
     for mel in flow.euler_steps(noise, mu, flow.encode_speaker(speaker.to(device)), abort):  # noqa: B007
-        yield
+        yield mu.shape[1]
     fresh = mel[:, :, state.frame_count - first_frame :].float()
     _fade_in(fresh[0], state.held.to(device), windowing.fade_frames)
     final = max(0, fresh.shape[2] - windowing.held_frames)

@@ -52,11 +52,12 @@ def extend_wave(
     *,
     last: bool = False,
     abort: AbortCheck = never_abort,
-) -> Generator[None, None, Tensor]:
+) -> Generator[int, None, Tensor]:
     """The samples that final frames `mel` `[1, mel_bins, T]` make certain: `[S]` float32. T and S may be 0.
 
-    A generator that yields after each piece of at most `PIECE_FRAMES` frames; `state` changes with each. With `last`
-    the mel ends here, and nothing is held back; the utterance may go on all the same, with a join that is not exact.
+    A generator that yields after each piece of at most `PIECE_FRAMES` frames, each time the frames that entered the
+    vocoder for it; `state` changes with each. With `last` the mel ends here, and nothing is held back; the utterance
+    may go on all the same, with a join that is not exact.
     """
     state.mel = torch.cat([state.mel.to(mel.device), mel[0].float()], dim=1)
     _extend_f0(vocoder, state, last=last)
@@ -64,8 +65,10 @@ def extend_wave(
     limit = end if last else end - vocoder.config.context_frames
     pieces = [torch.zeros(0, device=mel.device)]
     while state.frame_count < limit:
-        pieces.append(_decode_piece(vocoder, state, min(limit, state.frame_count + PIECE_FRAMES), seed, abort))
-        yield
+        until = min(limit, state.frame_count + PIECE_FRAMES)
+        entering = min(until + vocoder.config.context_frames, end) - state.first_frame
+        pieces.append(_decode_piece(vocoder, state, until, entering, seed, abort))
+        yield entering
     return torch.cat(pieces)
 
 
@@ -82,17 +85,21 @@ def _extend_f0(vocoder: HiftVocoder, state: WaveState, *, last: bool) -> None:
     state.f0 = torch.cat([state.f0.to(fresh.device), fresh[known - start : end - start]])
 
 
-def _decode_piece(vocoder: HiftVocoder, state: WaveState, until: int, seed: int, abort: AbortCheck) -> Tensor:
-    """Samples of the frames from `state.frame_count` to `until`; drops what is not needed after them."""
+def _decode_piece(
+    vocoder: HiftVocoder, state: WaveState, until: int, entering: int, seed: int, abort: AbortCheck
+) -> Tensor:
+    """Samples of the frames from `state.frame_count` to `until`, made from the first `entering` ones.
+
+    Drops what is not needed after them.
+    """
     config = vocoder.config
-    stop = min(until + config.context_frames - state.first_frame, state.f0.shape[0])
     source, _ = vocoder.source(
-        state.f0[None, :stop],
+        state.f0[None, :entering],
         seed=seed,
         first_sample=state.first_frame * config.samples_per_frame,
         start_cycles=state.cycles,
     )
-    wave = vocoder.decode(state.mel[None, :, :stop], source, abort)[0]
+    wave = vocoder.decode(state.mel[None, :, :entering], source, abort)[0]
     first, end = ((frame - state.first_frame) * config.samples_per_frame for frame in (state.frame_count, until))
     state.frame_count = until
     drop = max(0, until - config.context_frames - config.f0_context_frames - state.first_frame)

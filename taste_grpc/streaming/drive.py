@@ -1,0 +1,47 @@
+"""The driver of one stream: does at once whatever its work waits for."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import torch
+
+from taste_grpc.model.speech_decoder.unit_sampler import choose_units
+from taste_grpc.model.spoken_lm.generation import decode_step
+from taste_grpc.model.taste import TasteForCausalLM
+from taste_grpc.streaming.model_lock import model_lock
+from taste_grpc.streaming.work import Slot, TextSlot, TextStep, Turn, UnitSlot, UnitStep, Want, Work
+
+T = TypeVar("T")
+
+_UNIT_BLOCK = 64
+
+
+def run_alone(model: TasteForCausalLM, work: Work[T]) -> T:
+    """The result of `work`, with caches of one slot, under the model's lock. Blocks; closes `work` on errors."""
+    answer: Any = None
+    with model_lock(model), torch.inference_mode():
+        try:
+            while True:
+                answer = _answer(model, work.send(answer))
+        except StopIteration as stopped:
+            result: T = stopped.value
+            return result
+        finally:
+            work.close()
+
+
+def _answer(model: TasteForCausalLM, want: Want) -> Any:
+    if isinstance(want, UnitStep):
+        decoder = model.speech_decoder
+        unit = torch.tensor([want.unit], device=model.device)
+        return choose_units(decoder.step(unit, want.slot.cache, [want.slot.index]), [want.choice])[0]
+    if isinstance(want, TextStep):
+        return decode_step(model.spoken_lm, model.audio_tower.rvq, want.slot.cache, [want.generation])[0]
+    if isinstance(want, UnitSlot):
+        capacity = -(-want.positions // _UNIT_BLOCK) * _UNIT_BLOCK
+        return Slot(model.speech_decoder.new_cache(1, capacity, block=_UNIT_BLOCK), 0, lambda: None)
+    if isinstance(want, TextSlot):
+        return Slot(model.spoken_lm.new_cache(slots=1, capacity=want.positions), 0, lambda: None)
+    assert isinstance(want, Turn)
+    return None

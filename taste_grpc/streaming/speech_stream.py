@@ -1,0 +1,261 @@
+"""Speech that grows word by word, at a cost that does not depend on what was spoken before.
+
+The speech decoder reads [start, speaker, all words, task, units], so new words change what stands before the units and
+nothing of it can be kept between chunks. Each chunk is therefore decoded after a bounded window of whole chunks
+before it, words and units both: at the borders of chunks, and only there, the two are aligned.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from taste_grpc.audio import StreamResampler, Waveform
+from taste_grpc.audio.resample import ResamplerState
+from taste_grpc.model.abort import AbortCheck, never_abort
+from taste_grpc.model.speech_decoder.decoder import length_rule
+from taste_grpc.model.speech_decoder.inputs import SpokenWords, decoder_inputs
+from taste_grpc.model.speech_decoder.unit_sampler import UnitChoice, UnitSampler, choose_units
+from taste_grpc.model.taste import TasteForCausalLM
+from taste_grpc.model.voice_generator.generator import VoiceGenerator
+from taste_grpc.model.voice_generator.mel_stream import MelState, MelWindowing, extend_mel, finish_mel
+from taste_grpc.model.voice_generator.wave_stream import WaveState, extend_wave
+from taste_grpc.streaming.work import Turn, UnitSlot, UnitStep, Work
+
+_MAX_WINDOW_CHUNKS = 8
+
+
+@dataclass(frozen=True)
+class SpokenChunk:
+    """Words and the units they became."""
+
+    words: SpokenWords
+    units: tuple[int, ...]
+
+
+@dataclass
+class SpeechState:
+    """Where an utterance stands: all that going on needs, bounded whatever was spoken.
+
+    Attributes:
+        unit_count: speech units so far.
+        window: the last whole chunks.
+        mel: of the flow.
+        wave: of the vocoder.
+        resampler: of the output rate.
+    """
+
+    unit_count: int
+    window: tuple[SpokenChunk, ...]
+    mel: MelState
+    wave: WaveState
+    resampler: ResamplerState
+
+    @classmethod
+    def empty(cls, mel_bins: int) -> SpeechState:
+        """The start of an utterance."""
+        return cls(0, (), MelState.empty(mel_bins), WaveState.empty(mel_bins), ResamplerState.empty())
+
+
+@dataclass
+class SpeechCounters:
+    """What the networks had to do.
+
+    Attributes:
+        decoder_rows: rows that entered the unit decoder.
+        flow_frames: mel frames that entered the velocity network, each counted once per Euler step.
+        vocoder_frames: mel frames that entered the vocoder.
+        network_calls: forward passes of all of them.
+    """
+
+    decoder_rows: int = 0
+    flow_frames: int = 0
+    vocoder_frames: int = 0
+    network_calls: int = 0
+
+
+@dataclass(frozen=True)
+class SpeechPiece:
+    """New audio: float32 mono in [-1, 1] from sample `first_sample` of the utterance on, and the new units."""
+
+    audio: Waveform
+    first_sample: int
+    units: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Voice:
+    """How an utterance sounds.
+
+    Attributes:
+        speaker: embedding `[1, speaker_size]`.
+        seed: of everything random.
+        sample_rate_hz: of the audio.
+    """
+
+    speaker: Tensor
+    seed: int
+    sample_rate_hz: int
+
+
+@dataclass
+class SpeechStream:
+    """One utterance. Its methods are work in pieces (`taste_grpc.streaming.work`); one at a time.
+
+    The same words in the same chunks give the same audio, whether the utterance is spoken in one go or goes on from a
+    `snapshot`, in another process too.
+
+    Attributes:
+        model: the model.
+        generator: its voice generator.
+        voice: how it sounds.
+        state: where it stands.
+        window_units: the window before a chunk begins with the chunk at which it has so many units.
+        windowing: how windows of the flow overlap.
+        abort: called between layers and steps; raises to stop.
+    """
+
+    model: TasteForCausalLM
+    generator: VoiceGenerator
+    voice: Voice
+    state: SpeechState
+    window_units: int = 100
+    windowing: MelWindowing = field(default_factory=MelWindowing)
+    abort: AbortCheck = never_abort
+    counters: SpeechCounters = field(default_factory=SpeechCounters)
+
+    def snapshot(self) -> SpeechState:
+        """A copy of the state that later work leaves alone."""
+        return copy.deepcopy(self.state)
+
+    def speak(self, words: SpokenWords, ahead: SpokenWords | None = None) -> Work[SpeechPiece]:
+        """Speak one chunk of at least one word. Some of its audio waits for the next chunk, or for `finish`.
+
+        `ahead` are words that follow, which the decoder is shown but which are not spoken yet.
+
+        Raises InvalidInputError when there is nothing to speak.
+        """
+        units = yield from self._decode(words, ahead)
+        self.state.unit_count += len(units)
+        self._remember(SpokenChunk(words, units))
+        mel = torch.zeros(1, self.generator.config.flow.mel_bins, 0)
+        if units:
+            mel = yield from self._extend_mel(list(units))
+        wave = yield from self._extend_wave(mel, last=False)
+        return self._piece(wave, units, last=False)
+
+    def finish(self) -> Work[SpeechPiece]:
+        """The audio still held back. The utterance may go on after it, with a join that is not exact."""
+        wave = yield from self._extend_wave(finish_mel(self.state.mel), last=True)
+        return self._piece(wave, (), last=True)
+
+    def _remember(self, chunk: SpokenChunk) -> None:
+        window, units = [chunk], len(chunk.units)
+        for earlier in reversed(self.state.window):
+            if units >= self.window_units or len(window) == _MAX_WINDOW_CHUNKS:
+                break
+            window.insert(0, earlier)
+            units += len(earlier.units)
+        self.state.window = tuple(window)
+
+    def _decode(self, words: SpokenWords, ahead: SpokenWords | None) -> Work[tuple[int, ...]]:
+        before = self.state.window
+        shown = sum((chunk.words for chunk in before[1:]), before[0].words) + words if before else words
+        if ahead is not None and ahead.tokens.ids:
+            shown = shown + ahead
+        prompt = self._prompt(shown)
+        yield Turn()
+        previous = [unit for chunk in before for unit in chunk.units]
+        units = yield from self._run_units(prompt, previous)
+        if ahead is None or not ahead.tokens.ids:
+            return tuple(units)
+        share = len(words.tokens.ids) / (len(words.tokens.ids) + len(ahead.tokens.ids))
+        return tuple(units[: max(1, round(share * len(units)))])
+
+    def _prompt(self, words: SpokenWords) -> Tensor:
+        model = self.model
+        inputs = decoder_inputs(words, model.audio_tower.rvq.output_from_indices, model.device)
+        prompt, _ = model.speech_decoder.build_prompt(
+            self.voice.speaker.to(model.device),
+            inputs.audio_unit_embeds,
+            inputs.audio_unit_lengths,
+            inputs.asr_token_ids,
+            inputs.asr_token_lengths,
+            self.abort,
+        )
+        return prompt
+
+    def _run_units(self, prompt: Tensor, previous: Sequence[int]) -> Work[list[int]]:
+        """Units after `previous`, until end of speech or the greatest length."""
+        decoder, sampler = self.model.speech_decoder, UnitSampler(seed=self.voice.seed)
+        least, most = length_rule(prompt.shape[1])
+        units: list[int] = []
+        if len(previous) >= most:
+            return units
+
+        def choice() -> UnitChoice:
+            rejected = decoder.end_of_speech if len(previous) + len(units) < least else None
+            return UnitChoice(sampler, self.state.unit_count + len(units), rejected)
+
+        slot = yield UnitSlot(prompt.shape[1] + most)
+        try:
+            rows = torch.cat([prompt[0], decoder.embed_units(previous)])
+            log_probs = decoder.prefill(rows[None], [len(rows)], slot.cache, [slot.index], self.abort)
+            self._count(decoder_rows=len(rows))
+            yield Turn()
+            unit = choose_units(log_probs, [choice()])[0]
+            while unit != decoder.end_of_speech:
+                units.append(unit)
+                if len(previous) + len(units) >= most:
+                    break
+                self._count(decoder_rows=1)
+                unit = yield UnitStep(slot, unit, choice())
+        finally:
+            slot.release()
+        return units
+
+    def _extend_mel(self, units: list[int]) -> Work[Tensor]:
+        voice = self.voice
+        steps = extend_mel(
+            self.generator.flow, self.state.mel, units, voice.speaker, voice.seed, self.windowing, self.abort
+        )
+        return (yield from self._in_turns(steps, "flow_frames"))
+
+    def _extend_wave(self, mel: Tensor, *, last: bool) -> Work[Tensor]:
+        pieces = extend_wave(
+            self.generator.hift, self.state.wave, mel, self.voice.seed, last=last, abort=self.abort
+        )
+        return (yield from self._in_turns(pieces, "vocoder_frames"))
+
+    def _in_turns(self, calls: Generator[int, None, Tensor], counter: str) -> Work[Tensor]:
+        while True:
+            try:
+                frames = next(calls)
+            except StopIteration as stopped:
+                result: Tensor = stopped.value
+                return result
+            self._count(**{counter: frames})
+            yield Turn()
+
+    def _piece(self, wave: Tensor, units: tuple[int, ...], *, last: bool) -> SpeechPiece:
+        rate = self.voice.sample_rate_hz
+        resampler = StreamResampler(self.generator.sampling_rate_hz, rate, self.state.resampler)
+        first = resampler.state.emitted
+        samples = resampler.push(wave.cpu().numpy())
+        if last:
+            samples = np.concatenate([samples, resampler.finish()])
+        self.state.resampler = resampler.state
+        # the resampler's filter may overshoot
+        return SpeechPiece(Waveform(np.clip(samples, -1.0, 1.0), rate), first, units)
+
+    def _count(self, *, decoder_rows: int = 0, flow_frames: int = 0, vocoder_frames: int = 0) -> None:
+        counters = self.counters
+        counters.network_calls += 1
+        counters.decoder_rows += decoder_rows
+        counters.flow_frames += flow_frames
+        counters.vocoder_frames += vocoder_frames
