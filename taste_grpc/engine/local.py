@@ -40,6 +40,7 @@ from taste_grpc.streaming import (
     TASTESegment,
     taste_detokenize,
 )
+from taste_grpc.streaming.conversation import completion_mode
 from taste_grpc.streaming.generate import ShouldEmitSegment
 
 
@@ -114,7 +115,7 @@ class LocalEngine:
             lambda: load_model(settings.model, settings.device, settings.dtype, settings.threads, settings.cache_dir)
         )
         await self._thread.run(self._warm_up)
-        self._ready = Hearing(self._loaded, self._thread, self._asr_thread)
+        self._ready = Hearing(self._loaded, self._thread, self._asr_thread, settings.max_text_tokens)
 
     def _warm_up(self) -> None:
         loaded = self._model
@@ -175,7 +176,8 @@ class LocalEngine:
             else:
                 ids, words = hearing.check_ids(request.text_ids)
             begun = time.monotonic()
-            field = "text" if request.text_ids is None else "text_ids"
+            said_in = "text" if request.text is not None else "audio"
+            field = said_in if request.text_ids is None else "text_ids"
             codes = await hearing.codes(samples, ids, words, abort, field)
             timing["audio_tower"] = _since(begun)
             begun = time.monotonic()
@@ -188,6 +190,7 @@ class LocalEngine:
                 taste_ids=codes,
                 speaker_embedding=voice,
                 audio_ms=request.audio.duration_ms,
+                words=hearing.written_words(ids, words),
                 timing_ms=timing,
             )
 
@@ -195,11 +198,8 @@ class LocalEngine:
         """Continue a conversation, word by word."""
         with self._call() as abort:
             started = time.monotonic()
-            segments = [
-                await self._hearing.segment(segment, f"segments[{index}]", abort)
-                for index, segment in enumerate(request.segments)
-            ]
-            self._check_length(segments)
+            self._check_format(request)
+            segments = await self._hearing.segments(request.segments, abort)
             stream = await self._thread.run(lambda: self._open(request, segments, abort), abort)
             timing = {"prefill": _since(started)}
             begun = time.monotonic()
@@ -220,10 +220,14 @@ class LocalEngine:
             finally:
                 stream.close()
 
-    def _check_length(self, segments: list[TASTESegment]) -> None:
-        total, limit = sum(segment.length for segment in segments), self.settings.max_text_tokens
-        if total > limit:
-            raise InvalidInputError("segments", f"hold {total} text tokens; at most {limit} are allowed")
+    def _check_format(self, request: GenerateRequest) -> None:
+        """Refuse a sequence of segments the format has no place for, before any of them is listened to."""
+        if (request.conversation_format or self._model.default_format) != "completion":
+            return
+        try:
+            completion_mode((segment.role, segment.modality) for segment in request.segments)
+        except InvalidInputError as error:
+            raise InvalidInputError("segments", error.description) from None
 
     def _open(self, request: GenerateRequest, segments: list[TASTESegment], abort: CallAbort) -> GenerationStream:
         loaded = self._model
@@ -253,14 +257,19 @@ class LocalEngine:
         codes = torch.zeros(0, self._model.info.vq_dim, dtype=torch.long)
         if result.segment is not None and result.segment.taste_ids is not None:
             ids, codes = result.segment.text_ids[0].tolist(), result.segment.taste_ids[0]
+        # a word begins at each row with codes, and at the first row of a result whatever it holds
+        starts = codes[:, 0].numpy() != -1
+        starts[:1] = True
+        word_ids = words - 1 + np.cumsum(starts)
         return GenerateResult(
             is_complete=result.is_complete,
             completion_reason=result.completion_reason,
             text=self._model.processor.text_tokenizer.decode(ids),
             text_ids=np.asarray(ids, np.int64),
-            word_ids=words - 1 + np.cumsum(codes[:, 0].numpy() != -1),
+            word_ids=word_ids,
             taste_ids=codes.numpy(),
             index=index,
+            words=self._hearing.written_words(ids, word_ids.tolist()),
             timing_ms=timing,
         )
 
@@ -294,6 +303,7 @@ class LocalEngine:
             decode_steps=counters.decode_steps,
             prefill_tokens=counters.prefill_tokens,
             speech_units=counters.speech_units,
+            extra=dict(self._ready.work) if self._ready else {},
         )
 
     async def drain(self, grace_s: float) -> None:
