@@ -62,7 +62,7 @@ def status_of(error: Exception, request_id: str, *, past_deadline: bool = False)
     else:
         message = _trim(str(error), _MAX_MESSAGE_BYTES)
     rich = status_pb2.Status(code=code.value[0], message=message)
-    for detail in _details(error, code, request_id):
+    for detail in _details(error, request_id, past_deadline=past_deadline):
         rich.details.add().Pack(detail)
     return CallStatus(code, message, rich, _retry_after_ms(error))
 
@@ -74,8 +74,8 @@ def error_code(error: Exception, *, past_deadline: bool = False) -> grpc.StatusC
     return grpc.StatusCode[error.grpc_code] if isinstance(error, TasteError) else grpc.StatusCode.INTERNAL
 
 
-def _details(error: Exception, code: grpc.StatusCode, request_id: str) -> Iterator[Message]:
-    if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+def _details(error: Exception, request_id: str, *, past_deadline: bool) -> Iterator[Message]:
+    if past_deadline and isinstance(error, CallAbortedError):
         reason = "ERROR_REASON_DEADLINE_EXCEEDED"
     else:
         reason = error.reason if isinstance(error, TasteError) else TasteError.reason
