@@ -13,7 +13,9 @@ from urllib.parse import unquote
 
 import grpc
 from google.protobuf.message import DecodeError
+from grpc_reflection.v1alpha import reflection_pb2
 
+from taste.v1 import dialogue_pb2, taste_pb2
 from taste_grpc.errors import InvalidInputError, InvalidTypeError, UnauthenticatedError
 from taste_grpc.observability import log_event
 from taste_grpc.server.auth import Authenticator, certificate_name
@@ -29,6 +31,16 @@ _DEADLINE_SLACK_S = 0.005
 _LINGER_S = 0.1
 _METHOD = re.compile(r"/[\w.]{1,128}/\w{1,128}", re.ASCII)
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
+
+
+_STREAMED = frozenset(
+    f"/{service.full_name}/{method.name}"
+    for file in (taste_pb2, dialogue_pb2, reflection_pb2)
+    for service in file.DESCRIPTOR.services_by_name.values()
+    for method in service.methods
+    if method.client_streaming
+)
+"""Methods whose requests are streams, whether they are offered or not."""
 
 
 class _Malformed:
@@ -54,28 +66,32 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             client = self._authenticator.client_of(method, metadata)
         except UnauthenticatedError as error:
             # Before the method is looked up: whether it exists is none of a stranger's business.
-            return _wrap(_refusal(error), method if _METHOD.fullmatch(method) else "(no method's name)", call_id)
+            return _refused(error, method, call_id)
         handler = await continuation(handler_call_details)
-        return None if handler is None else _wrap(handler, method, call_id, client)
+        if handler is None:
+            return None
+        return _wrap(handler, method, call_id, client=client, linger=handler.request_streaming)
 
 
-def _refusal(error: UnauthenticatedError) -> Any:
+def _refused(error: UnauthenticatedError, method: str, call_id: str) -> Any:
     """A handler that raises `error`; one of streams, so that no request is read first."""
 
     async def refuse(requests: Any, context: Any) -> None:
         raise error
 
-    return grpc.stream_stream_rpc_method_handler(refuse)
+    handler: Any = grpc.stream_stream_rpc_method_handler(refuse)
+    shown = method if _METHOD.fullmatch(method) else "(no method's name)"
+    return _wrap(handler, shown, call_id, client="", linger=method in _STREAMED)
 
 
-def _wrap(handler: Any, method: str, call_id: str, client: str = "") -> Any:
+def _wrap(handler: Any, method: str, call_id: str, *, client: str, linger: bool) -> Any:
     inner, make = _behaviour(handler)
     if not (inspect.iscoroutinefunction(inner) or inspect.isasyncgenfunction(inner)):
         return handler
 
     async def serve(request: Any, context: Any) -> Any:
         call = Call(method, unquote(context.peer()), call_id)
-        async with _observed(call, context, client or certificate_name(context), linger=handler.request_streaming):
+        async with _observed(call, context, client or certificate_name(context), linger=linger):
             checked = _checked_stream(request) if handler.request_streaming else _checked(request)
             if not inspect.isasyncgenfunction(inner):
                 return await inner(checked, context)
