@@ -8,13 +8,14 @@ variables (`TASTE_PORT`, `TASTE_LIMITS__MAX_AUDIO_MS`), a TOML file (`port = ...
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tomlkit
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 from pydantic_settings import SettingsError as PydanticSettingsError
 from tomlkit import TOMLDocument
@@ -28,8 +29,46 @@ DEFAULT_MODEL = "taste-nano"
 CONFIG_VARIABLE = "TASTE_CONFIG"
 """Environment variable with the path of the TOML file."""
 
+MIN_TOKEN_CHARS = 16
+"""Shorter bearer tokens can be guessed; 32 random bytes in hexadecimal are 64."""
+
 _PREFIX = "TASTE_"
 _NESTED = "__"
+_TOKEN = re.compile(r"[\x21-\x7e]*")
+_TOKEN_NAME = re.compile(r"[A-Za-z0-9._@:/+-]{1,64}")
+_MAX_TOKEN_CHARS = 4_096
+
+
+def _checked_token(token: SecretStr) -> SecretStr:
+    secret = token.get_secret_value()
+    if not _TOKEN.fullmatch(secret):
+        raise ValueError("a token has printable ASCII characters only, and no blanks")
+    if not MIN_TOKEN_CHARS <= len(secret) <= _MAX_TOKEN_CHARS:
+        raise ValueError(f"a token has {MIN_TOKEN_CHARS} to {_MAX_TOKEN_CHARS:,} characters, this one {len(secret):,}")
+    return token
+
+
+def _checked_token_name(name: str) -> str:
+    if not _TOKEN_NAME.fullmatch(name):
+        raise ValueError("a token's name has 1 to 64 letters, digits and ._@:/+-")
+    return name
+
+
+def distinct_tokens(tokens: dict[str, SecretStr]) -> dict[str, SecretStr]:
+    """`tokens` as they are. Raises ValueError when two names have the same token: a log could not tell them apart."""
+    names: dict[str, str] = {}
+    for name, token in tokens.items():
+        other = names.setdefault(token.get_secret_value(), name)
+        if other != name:
+            raise ValueError(f"{other} and {name} have the same token")
+    return tokens
+
+
+TokenTable = Annotated[
+    dict[Annotated[str, AfterValidator(_checked_token_name)], Annotated[SecretStr, AfterValidator(_checked_token)]],
+    AfterValidator(distinct_tokens),
+]
+"""Bearer tokens by the name of their holder."""
 
 
 class LimitSettings(BaseModel):
@@ -142,7 +181,7 @@ class Settings(BaseSettings):
 
     tls: TlsSettings | None = None
     """Plain text when None."""
-    tokens: dict[str, SecretStr] = {}
+    tokens: TokenTable = {}
     """Bearer tokens, by the name that log lines give their holders. All are let in when there are none here and no
     `tokens_file`."""
     tokens_file: Path | None = None
@@ -187,9 +226,11 @@ def load_settings(flags: Mapping[str, Any] | None = None, config: Path | None = 
     except ValidationError as error:
         first = error.errors()[0]
         raise SettingsError(_sentence(dict(first), given, path)) from None
-    except PydanticSettingsError:
-        # Only groups of settings are parsed before they are validated, and there is one.
-        raise SettingsError(f"limits: is no JSON object (environment variable {_PREFIX}LIMITS)") from None
+    except PydanticSettingsError as error:
+        # Groups of settings are parsed before they are validated; the error tells their name in its text only.
+        named = re.search(r'field "(\w+)"', str(error))
+        name = named[1] if named else "settings"
+        raise SettingsError(f"{name}: is no JSON object (environment variable {_PREFIX}{name.upper()})") from None
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
@@ -215,7 +256,8 @@ def _sentence(error: dict[str, Any], flags: Mapping[str, Any], path: Path | None
     if error["type"] == "extra_forbidden":
         return f"{name}: there is no such setting ({origin})"
     message = str(error["msg"]).removeprefix("Value error, ")
-    value = "" if isinstance(error["input"], dict) else f"{error['input']!r}: "
+    is_secret = location[:1] == ["tokens"]
+    value = "" if is_secret or isinstance(error["input"], dict) else f"{error['input']!r}: "
     return " ".join(f"{name}: {value}{message} ({origin})".split())
 
 

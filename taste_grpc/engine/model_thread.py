@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from typing import TypeVar
 
@@ -15,10 +16,34 @@ T = TypeVar("T")
 
 
 class CallAbort:
-    """One call's stop flag: set on the event loop, looked at by the model thread between steps."""
+    """One call as the model thread knows it: whether it is still wanted, and how far it has come.
+
+    Set on the event loop, called by the model thread between steps.
+
+    Attributes:
+        checks: how often it was looked at, which is how many steps, layers and the like were begun.
+    """
 
     def __init__(self) -> None:
         self._wanted = threading.Event()
+        self._arrived = time.monotonic()
+        self._began: float | None = None
+        self.checks = 0
+
+    @property
+    def is_set(self) -> bool:
+        """Whether the call was asked to stop."""
+        return self._wanted.is_set()
+
+    @property
+    def queued_ms(self) -> float:
+        """From the making of this object until the call's first piece of work began, or until now if none has."""
+        return 1000.0 * ((self._began or time.monotonic()) - self._arrived)
+
+    def begin(self) -> None:
+        """Note that a piece of the call's work begins."""
+        if self._began is None:
+            self._began = time.monotonic()
 
     def set(self) -> None:
         """Ask the call's model work to stop at its next check."""
@@ -28,6 +53,7 @@ class CallAbort:
         """Raise CallAbortedError when the call is no longer wanted."""
         if self._wanted.is_set():
             raise CallAbortedError("the call was cancelled")
+        self.checks += 1
 
 
 class ModelThread:
@@ -46,24 +72,42 @@ class ModelThread:
         When the awaiting task is cancelled, `abort` is set and work that has begun is waited for (it stops at
         its next check), so that nothing of a call is left running when its task is gone. With `wait` False, for
         work that has no checks, it finishes on its own and its result is dropped.
+
+        Raises UnavailableError when the thread is closed before `work` has begun.
         """
         if self._closed:
             raise UnavailableError("the engine has stopped")
-        running = self._executor.submit(work)
+        running = self._executor.submit(_begun, work, abort)
         future = asyncio.wrap_future(running)
         try:
             return await asyncio.shield(future)
         except asyncio.CancelledError:
+            if future.cancelled():  # not this task, but the work: the thread was closed
+                raise UnavailableError("the engine has stopped") from None
             if abort is not None:
                 abort.set()
-            # whatever it ends with was asked for by nobody
-            future.add_done_callback(lambda done: done.cancelled() or done.exception())
-            if not running.cancel() and wait:
-                with suppress(Exception):
-                    await asyncio.shield(future)
+            await _discard(running, future, wait=wait)
             raise
+        finally:
+            # An error holds this frame, and they hold the error: without this it, and all that was on the stack of
+            # the work, would live until the garbage collector comes by.
+            del running, future
 
     def close(self) -> None:
-        """Finish what was handed in and end the thread."""
+        """Finish what has begun and end the thread."""
         self._closed = True
         self._executor.shutdown(wait=True, cancel_futures=True)
+
+
+def _begun(work: Callable[[], T], abort: CallAbort | None) -> T:
+    if abort is not None:
+        abort.begin()
+    return work()
+
+
+async def _discard(running: Future[T], future: asyncio.Future[T], *, wait: bool) -> None:
+    """Take back work that nobody wants any more; whatever it ends with was asked for by nobody."""
+    future.add_done_callback(lambda done: done.cancelled() or done.exception())
+    if not running.cancel() and wait:
+        with suppress(Exception):
+            await asyncio.shield(future)

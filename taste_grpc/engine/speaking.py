@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -88,13 +89,14 @@ class Utterance:
         total = len(state.text_ids) + segment.length
         if total > MAX_UTTERANCE_IDS or units_before > MAX_UTTERANCE_UNITS:
             raise InvalidInputError(
-                "segment.tokens.text_ids",
-                f"make the utterance {total} text ids long; at most {MAX_UTTERANCE_IDS} are spoken in one go: "
+                _field_of(given, "text_ids"),
+                f"makes the utterance {total} text ids long; at most {MAX_UTTERANCE_IDS} are spoken in one go: "
                 "begin a new call without resume_state",
             )
         offset = state.word_ids[-1] + 1 if state.word_ids else 0
         word_ids = [offset + word for word in self._word_ids(given, segment.text_ids, segment.taste_ids)]
         spoken = self._detokenize(
+            given,
             self._loaded.model,
             self._loaded.processor,
             self._voice,
@@ -135,26 +137,27 @@ class Utterance:
         )
 
     @staticmethod
-    def _detokenize(*arguments: Any, **options: Any) -> DetokenizedChunk:
+    def _detokenize(given: SegmentInput, *arguments: Any, **options: Any) -> DetokenizedChunk:
         """`taste_detokenize`, with the argument an error names put in the words of the contract."""
         try:
             return taste_detokenize(*arguments, **options)
         except InvalidInputError as error:
             if error.field.startswith("prev_"):
                 raise InvalidInputError("resume_state", error.description) from None
-            name = "taste_tokens" if error.field == "taste_ids" else error.field
-            raise InvalidInputError(f"segment.tokens.{name}", error.description) from None
+            raise InvalidInputError(_field_of(given, error.field), error.description) from None
 
     def _word_ids(self, given: SegmentInput, text_ids: Tensor, taste_ids: Tensor) -> list[int]:
         """Word index of each id of a segment, from 0."""
         ids: list[int] = text_ids[0].tolist()
+        coded: list[bool] = (taste_ids[0, :, 0] != -1).tolist()
+        if given.words is not None:
+            return [started - 1 for started in accumulate(coded)]
         if given.word_ids is None:
-            coded = (taste_ids[0, :, 0] != -1).tolist()
             sets = self._loaded.processor.text_tokenizer.sets(self._loaded.info.text_vocab_size)
             return spoken_word_ids(ids, coded, sets)
         words: list[int] = given.word_ids.tolist()
         if len(words) != len(ids) or words != sorted(words):
-            raise InvalidInputError("segment.word_ids", "must be one non-decreasing word index per text id")
+            raise InvalidInputError("segment.tokens.word_ids", "must be one non-decreasing word index per text id")
         ranks = {word: rank for rank, word in enumerate(dict.fromkeys(words))}
         return [ranks[word] for word in words]
 
@@ -166,6 +169,15 @@ def _checked_voice(voice: Float32Array, width: int) -> tuple[float, ...]:
     if not np.isfinite(voice).all() or not voice.any():
         raise InvalidInputError(where, "is all zero, or has values that are NaN or infinite")
     return tuple(float(value) for value in voice)
+
+
+def _field_of(given: SegmentInput, name: str) -> str:
+    """Path of what a segment's argument `name` of `taste_detokenize` came from."""
+    if given.words is not None:
+        return "segment.words.words"
+    if given.audio is not None:
+        return "segment.audio" if given.text is None else "segment.audio.transcript"
+    return "segment.tokens.taste_tokens" if name == "taste_ids" else f"segment.tokens.{name}"
 
 
 def _row(ids: tuple[int, ...]) -> Tensor | None:

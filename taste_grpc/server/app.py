@@ -18,11 +18,14 @@ from taste.v1 import dialogue_pb2, dialogue_pb2_grpc, taste_pb2, taste_pb2_grpc
 from taste_grpc.engine.protocol import Engine, ModelInfo
 from taste_grpc.errors import SettingsError
 from taste_grpc.observability import log_event
+from taste_grpc.server.auth import Authenticator
 from taste_grpc.server.dialogue_service import DialogueService
+from taste_grpc.server.exposure import exposures
 from taste_grpc.server.gate import Gate
 from taste_grpc.server.health import HealthService
 from taste_grpc.server.interceptor import CallInterceptor
 from taste_grpc.server.taste_service import TasteService
+from taste_grpc.server.tls import ServerTls, TlsMode, tls_mode
 from taste_grpc.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -30,6 +33,9 @@ logger = logging.getLogger(__name__)
 TASTE_SERVICE = str(taste_pb2.DESCRIPTOR.services_by_name["TasteService"].full_name)
 DIALOGUE_SERVICE = str(dialogue_pb2.DESCRIPTOR.services_by_name["DialogueService"].full_name)
 _HEALTH_SERVICE = str(health_pb2.DESCRIPTOR.services_by_name["Health"].full_name)
+
+_HANDSHAKE_MS = 20_000
+"""Time for a caller that has connected to agree on TLS and HTTP/2; 120 s unless set."""
 
 _SETTLE_S = 5.0
 """Time for calls that were cut to run through their `finally`."""
@@ -43,17 +49,24 @@ class TasteServer:
 
     `start` listens at once: health says NOT_SERVING, and TasteService UNAVAILABLE, until the
     engine has been loaded in the background. All methods are to be called on one event loop.
+
+    Raises:
+        SettingsError: the files of `tls` or `tokens_file` are not usable.
     """
 
     def __init__(self, settings: Settings, make_engine: MakeEngine) -> None:
         self.settings = settings
+        self._tls = ServerTls(settings.tls) if settings.tls else None
+        self._authenticator = Authenticator(settings.tokens, settings.tokens_file)
         self._make_engine = make_engine
         self._engine: Engine | None = None
         self._gate = Gate()
         # DialogueService is not offered, so it never serves.
         self._health = HealthService(["", TASTE_SERVICE, DIALOGUE_SERVICE])
         self._taste = TasteService(self._gate, settings.limits)
-        self._server = grpc.aio.server(interceptors=[CallInterceptor()], options=channel_options(settings))
+        self._server = grpc.aio.server(
+            interceptors=[CallInterceptor(self._authenticator)], options=channel_options(settings)
+        )
         self._loading: asyncio.Task[ModelInfo] | None = None
         self.port = 0
 
@@ -61,6 +74,11 @@ class TasteServer:
     def address(self) -> str:
         """`host:port` that is listened at; after `start`."""
         return _address(self.settings.host, self.port)
+
+    @property
+    def tls(self) -> TlsMode:
+        """Whether the port is for TLS, and clients need a certificate too."""
+        return tls_mode(self.settings.tls)
 
     @property
     def is_loading(self) -> bool:
@@ -77,19 +95,28 @@ class TasteServer:
         if self.settings.reflection:
             names = (TASTE_SERVICE, DIALOGUE_SERVICE, _HEALTH_SERVICE, reflection.SERVICE_NAME)
             reflection.enable_server_reflection(names, self._server)
-        wanted = _address(self.settings.host, self.settings.port)
-        try:
-            self.port = self._server.add_insecure_port(wanted)
-        except RuntimeError as error:
-            raise SettingsError(f"host, port: cannot listen at {wanted}: is the port taken?") from error
+        self._listen()
         await self._server.start()
         if self.settings.port_file:
             try:
                 _write_whole(self.settings.port_file, f"{self.port}\n")
             except OSError as error:
                 raise SettingsError(f"port_file: {self.settings.port_file}: {error.strerror}") from error
-        log_event(logger, logging.INFO, "listening", address=self.address)
+        tokens = len(self._authenticator.names)
+        log_event(logger, logging.INFO, "listening", address=self.address, tls=self.tls, tokens=tokens)
+        for warning in exposures(self.settings.host, self.tls, tokens=self._authenticator.required):
+            log_event(logger, logging.WARNING, warning, address=self.address)
         self._loading = asyncio.create_task(self._load(), name="load-model")
+
+    def _listen(self) -> None:
+        wanted = _address(self.settings.host, self.settings.port)
+        try:
+            if self._tls is None:
+                self.port = self._server.add_insecure_port(wanted)
+            else:
+                self.port = self._server.add_secure_port(wanted, self._tls.credentials())
+        except RuntimeError as error:
+            raise SettingsError(f"host, port: cannot listen at {wanted}: is the port taken?") from error
 
     async def loaded(self) -> ModelInfo:
         """Wait until the engine serves. Raises what loading it raised, CheckpointError above all."""
@@ -144,6 +171,8 @@ def channel_options(settings: Settings) -> list[tuple[str, int]]:
         ("grpc.max_concurrent_streams", settings.max_concurrent_streams),
         ("grpc.max_metadata_size", settings.max_metadata_bytes),
         ("grpc.absolute_max_metadata_size", settings.max_metadata_bytes),
+        # A caller that connects and says nothing does not stay.
+        ("grpc.server_handshake_timeout_ms", _HANDSHAKE_MS),
         # A caller that vanished without a word is noticed.
         ("grpc.keepalive_time_ms", round(1000 * settings.keepalive_s)),
         ("grpc.keepalive_timeout_ms", 10_000),

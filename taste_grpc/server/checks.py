@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import unicodedata
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,7 +24,8 @@ ENCODINGS: dict[int, Encoding] = {
 }
 """Wire values of `AudioEncoding`, without UNSPECIFIED."""
 
-_ALLOWED_CONTROLS = "\t\n"
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+"""All control characters of Unicode but tab and newline."""
 
 
 def check_text(path: str, text: str, max_bytes: int) -> None:
@@ -34,11 +35,30 @@ def check_text(path: str, text: str, max_bytes: int) -> None:
         raise InvalidInputError(path, f"has {size} bytes of UTF-8; at most {max_bytes} are allowed")
     if not text.strip():
         raise InvalidInputError(path, "is empty or has only blanks")
-    for position, char in enumerate(text):
-        if char not in _ALLOWED_CONTROLS and unicodedata.category(char) == "Cc":
-            raise InvalidInputError(
-                path, f"has the control character U+{ord(char):04X} at {position}; only tab and newline are allowed"
-            )
+    control = _CONTROL.search(text)
+    if control:
+        raise InvalidInputError(
+            path,
+            f"has the control character U+{ord(control[0]):04X} at {control.start()}; only tab and newline are allowed",
+        )
+
+
+def check_words(path: str, words: Sequence[str], max_bytes: int) -> None:
+    """Words as they are written, at `path` and an index: none is empty, or has blanks or control characters."""
+    text = " ".join(words)
+    size = len(text.encode())
+    if size > max_bytes:
+        raise InvalidInputError(
+            path, f"have {size} bytes of UTF-8 with blanks between; at most {max_bytes} are allowed"
+        )
+    if text.split() == list(words) and not _CONTROL.search(text):
+        return
+    for index, word in enumerate(words):
+        where = f"{path}[{index}].text"
+        check_text(where, word, max_bytes)
+        blank = next((position for position, char in enumerate(word) if char.isspace()), None)
+        if blank is not None:
+            raise InvalidInputError(where, f"has a blank at {blank}; each word stands alone, without blanks around it")
 
 
 def check_between(path: str, value: float, low: float, high: float) -> None:
@@ -65,11 +85,14 @@ def check_ids(path: str, ids: Sequence[int], size: int, max_count: int) -> None:
     """Ids below `size`, not more than `max_count`."""
     if len(ids) > max_count:
         raise InvalidInputError(path, f"has {len(ids)} ids; at most {max_count} are allowed")
-    values = int64_array(ids)
-    bad = (values < 0) | (values >= size)
+    _check_range(path, int64_array(ids), 0, size - 1)
+
+
+def _check_range(path: str, values: npt.NDArray[np.int64], low: int, high: int) -> None:
+    bad = (values < low) | (values > high)
     if bad.any():
         first = int(bad.argmax())
-        raise InvalidInputError(f"{path}[{first}]", f"is {values[first]}; 0 to {size - 1} is allowed")
+        raise InvalidInputError(f"{path}[{first}]", f"is {values[first]}; {low} to {high} is allowed")
 
 
 def check_word_ids(path: str, ids: Sequence[int], length: int) -> None:
@@ -90,25 +113,32 @@ def check_word_ids(path: str, ids: Sequence[int], length: int) -> None:
         )
 
 
+def check_word_codes(path: str, codes: common_pb2.TasteCodes, vq_dim: int, codebook_size: int) -> None:
+    """One row of codebook indices, none of them -1."""
+    _check_shape(path, codes, 1, vq_dim, "a word")
+    _check_range(f"{path}.ids", int64_array(codes.ids), 0, codebook_size - 1)
+
+
 def check_codes(path: str, codes: common_pb2.TasteCodes, length: int, vq_dim: int, codebook_size: int) -> None:
     """Rows of codebook indices, one for each of `length` text ids; a row may be all -1."""
-    if codes.vq_dim != vq_dim:
-        raise InvalidInputError(f"{path}.vq_dim", f"is {codes.vq_dim}; the model has {vq_dim} codes for a word")
-    if len(codes.ids) != length * vq_dim:
-        raise InvalidInputError(
-            f"{path}.ids", f"has {len(codes.ids)} codes; {length} text ids with {vq_dim} each need {length * vq_dim}"
-        )
+    _check_shape(path, codes, length, vq_dim, f"{length} text ids")
     values = int64_array(codes.ids)
-    bad = (values < -1) | (values >= codebook_size)
-    if bad.any():
-        first = int(bad.argmax())
-        raise InvalidInputError(f"{path}.ids[{first}]", f"is {values[first]}; -1 to {codebook_size - 1} is allowed")
+    _check_range(f"{path}.ids", values, -1, codebook_size - 1)
     absent = (values == -1).reshape(-1, vq_dim)
     mixed = absent.any(axis=1) & ~absent.all(axis=1)
     if mixed.any():
         row = int(mixed.argmax())
         first = row * vq_dim + int(absent[row].argmax())
         raise InvalidInputError(f"{path}.ids[{first}]", f"is -1 in row {row}, whose other codes are not")
+
+
+def _check_shape(path: str, codes: common_pb2.TasteCodes, rows: int, vq_dim: int, owner: str) -> None:
+    if codes.vq_dim != vq_dim:
+        raise InvalidInputError(f"{path}.vq_dim", f"is {codes.vq_dim}; the model has {vq_dim} codes for a word")
+    if len(codes.ids) != rows * vq_dim:
+        raise InvalidInputError(
+            f"{path}.ids", f"has {len(codes.ids)} codes; {owner} needs {rows * vq_dim}, {vq_dim} in a row"
+        )
 
 
 def check_embedding(path: str, values: Sequence[float], size: int) -> None:

@@ -26,6 +26,7 @@ from taste_grpc.engine.protocol import (
     ModelInfo,
     Role,
     SegmentInput,
+    SpokenWord,
     TokenizeRequest,
     TokenizeResult,
 )
@@ -129,6 +130,8 @@ def segment_input(path: str, segment: common_pb2.Segment, clips: ClipReader) -> 
             text=recording.transcript if recording.HasField("transcript") else None,
             audio=clips.clip(f"{path}.audio.clip", recording.clip),
         )
+    if content == "words":
+        return SegmentInput(role, "audio", words=tuple(_spoken_word(word) for word in segment.words.words))
     tokens, codes = segment.tokens, segment.tokens.taste_tokens.codes
     return SegmentInput(
         role,
@@ -137,6 +140,11 @@ def segment_input(path: str, segment: common_pb2.Segment, clips: ClipReader) -> 
         word_ids=int64_array(tokens.word_ids) if tokens.word_ids else None,
         taste_ids=int64_array(codes.ids).reshape(-1, codes.vq_dim) if is_spoken(segment) else None,
     )
+
+
+def _spoken_word(word: common_pb2.SpokenWord) -> SpokenWord:
+    text_ids = int64_array(word.text_ids) if word.text_ids else None
+    return SpokenWord(word.text, int64_array(word.taste_tokens.codes.ids), text_ids)
 
 
 def tokenize_response(result: TokenizeResult, elapsed_ms: float) -> taste_pb2.TokenizeResponse:
@@ -148,6 +156,7 @@ def tokenize_response(result: TokenizeResult, elapsed_ms: float) -> taste_pb2.To
         taste_tokens=_taste_tokens(result.taste_ids),
         speaker_embedding=common_pb2.SpeakerEmbedding(values=result.speaker_embedding.tolist()),
         audio_ms=result.audio_ms,
+        words=result.words,
         timing=_timing(result.timing_ms, elapsed_ms),
     )
 
@@ -167,6 +176,7 @@ def streaming_result(result: GenerateResult, elapsed_ms: float, max_text_bytes: 
             taste_tokens=_taste_tokens(result.taste_ids),
             # A segment that was sent must be fit to be sent back.
             text=result.text.encode()[:max_text_bytes].decode(errors="ignore"),
+            words=result.words,
         )
         message.segment.role = common_pb2.ROLE_ASSISTANT
         message.segment.modality = common_pb2.MODALITY_AUDIO

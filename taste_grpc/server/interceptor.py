@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager, suppress
 from typing import Any
@@ -12,9 +13,12 @@ from urllib.parse import unquote
 
 import grpc
 from google.protobuf.message import DecodeError
+from grpc_reflection.v1alpha import reflection_pb2
 
-from taste_grpc.errors import InvalidInputError, InvalidTypeError
+from taste.v1 import dialogue_pb2, taste_pb2
+from taste_grpc.errors import InvalidInputError, InvalidTypeError, UnauthenticatedError
 from taste_grpc.observability import log_event
+from taste_grpc.server.auth import Authenticator, certificate_name
 from taste_grpc.server.call import REQUEST_ID_KEY, Call, enter_call, request_id
 from taste_grpc.server.status import status_of
 
@@ -25,7 +29,18 @@ _QUIET = ("/grpc.health.", "/grpc.reflection.", "/grpc.channelz.")
 
 _DEADLINE_SLACK_S = 0.005
 _LINGER_S = 0.1
+_METHOD = re.compile(r"/[\w.]{1,128}/\w{1,128}", re.ASCII)
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
+
+
+_STREAMED = frozenset(
+    f"/{service.full_name}/{method.name}"
+    for file in (taste_pb2, dialogue_pb2, reflection_pb2)
+    for service in file.DESCRIPTOR.services_by_name.values()
+    for method in service.methods
+    if method.client_streaming
+)
+"""Methods whose requests are streams, whether they are offered or not."""
 
 
 class _Malformed:
@@ -33,7 +48,10 @@ class _Malformed:
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):
-    """Gives each call a request id, maps what it raises to a status, and logs one line when it has ended."""
+    """Asks who calls, gives each call a request id, maps what it raises to a status, logs a line when it has ended."""
+
+    def __init__(self, authenticator: Authenticator | None = None) -> None:
+        self._authenticator = authenticator or Authenticator()
 
     async def intercept_service(
         self,
@@ -41,21 +59,39 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Any:
         """The method's handler with all this around it; None for methods that do not exist."""
+        method = str(handler_call_details.method)
+        metadata = [(str(key), value) for key, value in handler_call_details.invocation_metadata or ()]
+        call_id = request_id(metadata)
+        try:
+            client = self._authenticator.client_of(method, metadata)
+        except UnauthenticatedError as error:
+            # Before the method is looked up: whether it exists is none of a stranger's business.
+            return _refused(error, method, call_id)
         handler = await continuation(handler_call_details)
         if handler is None:
             return None
-        metadata = [(str(key), value) for key, value in handler_call_details.invocation_metadata or ()]
-        return _wrap(handler, str(handler_call_details.method), request_id(metadata))
+        return _wrap(handler, method, call_id, client=client, linger=handler.request_streaming)
 
 
-def _wrap(handler: Any, method: str, call_id: str) -> Any:
+def _refused(error: UnauthenticatedError, method: str, call_id: str) -> Any:
+    """A handler that raises `error`; one of streams, so that no request is read first."""
+
+    async def refuse(requests: Any, context: Any) -> None:
+        raise error
+
+    handler: Any = grpc.stream_stream_rpc_method_handler(refuse)
+    shown = method if _METHOD.fullmatch(method) else "(no method's name)"
+    return _wrap(handler, shown, call_id, client="", linger=method in _STREAMED)
+
+
+def _wrap(handler: Any, method: str, call_id: str, *, client: str, linger: bool) -> Any:
     inner, make = _behaviour(handler)
     if not (inspect.iscoroutinefunction(inner) or inspect.isasyncgenfunction(inner)):
         return handler
 
     async def serve(request: Any, context: Any) -> Any:
         call = Call(method, unquote(context.peer()), call_id)
-        async with _observed(call, context, linger=handler.request_streaming):
+        async with _observed(call, context, client or certificate_name(context), linger=linger):
             checked = _checked_stream(request) if handler.request_streaming else _checked(request)
             if not inspect.isasyncgenfunction(inner):
                 return await inner(checked, context)
@@ -108,10 +144,11 @@ async def _checked_stream(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
 
 
 @asynccontextmanager
-async def _observed(call: Call, context: Any, *, linger: bool) -> AsyncIterator[None]:
+async def _observed(call: Call, context: Any, client: str, *, linger: bool) -> AsyncIterator[None]:
     enter_call(call)
     context.set_trailing_metadata(((REQUEST_ID_KEY, call.request_id),))
     code = grpc.StatusCode.OK
+    why = ""
     try:
         yield
     except grpc.aio.AbortError:
@@ -126,12 +163,13 @@ async def _observed(call: Call, context: Any, *, linger: bool) -> AsyncIterator[
             return
         status = status_of(error, call.request_id, past_deadline=_past_deadline(context))
         code = status.code
+        why = str(error) if isinstance(error, UnauthenticatedError) else ""
         _note(call, error, code)
         if linger:
             await _discard_input(context)
         await context.abort(code, status.message, (*status.trailers, (REQUEST_ID_KEY, call.request_id)))
     finally:
-        _log_call(call, code)
+        _log_call(call, code, client=client, why=why)
 
 
 async def _discard_input(context: Any) -> None:
@@ -163,15 +201,16 @@ def _past_deadline(context: Any) -> bool:
     return remaining is not None and remaining <= _DEADLINE_SLACK_S
 
 
-def _log_call(call: Call, code: grpc.StatusCode) -> None:
+def _log_call(call: Call, code: grpc.StatusCode, *, client: str, why: str) -> None:
     fields: dict[str, Any] = {
         "request_id": call.request_id,
         "peer": call.peer,
+        "client": client,
         "method": call.method,
         "code": code.name,
         "duration_ms": round(call.elapsed_ms, 1),
+        "field": call.refused_field,
+        "why": why,
     }
-    if call.refused_field:
-        fields["field"] = call.refused_field
-    level = logging.DEBUG if call.method.startswith(_QUIET) else logging.INFO
-    log_event(logger, level, "call", **fields)
+    level = logging.DEBUG if call.method.startswith(_QUIET) and not why else logging.INFO
+    log_event(logger, level, "call", **{name: value for name, value in fields.items() if value != ""})

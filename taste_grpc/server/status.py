@@ -25,6 +25,9 @@ ERROR_DOMAIN = "taste-grpc"
 DETAILS_KEY = "grpc-status-details-bin"
 """Trailer that carries the `google.rpc.Status`."""
 
+PUSHBACK_KEY = "grpc-retry-pushback-ms"
+"""Trailer with the delay of RetryInfo, which the retrying that gRPC's own clients have built in obeys."""
+
 # Trailers have about 8 KiB, of which the message takes up to three times its bytes (it is percent-encoded) and the
 # details, which repeat it, four thirds of theirs (base64).
 _MAX_MESSAGE_BYTES = 768
@@ -33,16 +36,18 @@ _MAX_FIELD_BYTES = 256
 
 @dataclass(frozen=True, slots=True)
 class CallStatus:
-    """How a call ends: `code`, `message` and the `google.rpc.Status` with its details."""
+    """How a call ends: `code`, `message`, the `google.rpc.Status` with its details, and when to try again, if ever."""
 
     code: grpc.StatusCode
     message: str
     rich: status_pb2.Status
+    retry_after_ms: int | None = None
 
     @property
-    def trailers(self) -> tuple[tuple[str, bytes], ...]:
-        """Trailing metadata that carries the details."""
-        return ((DETAILS_KEY, self.rich.SerializeToString()),)
+    def trailers(self) -> tuple[tuple[str, str | bytes], ...]:
+        """Trailing metadata that carries the details, and when to try again."""
+        details = (DETAILS_KEY, self.rich.SerializeToString())
+        return (details,) if self.retry_after_ms is None else (details, (PUSHBACK_KEY, str(self.retry_after_ms)))
 
 
 def status_of(error: Exception, request_id: str, *, past_deadline: bool = False) -> CallStatus:
@@ -57,9 +62,9 @@ def status_of(error: Exception, request_id: str, *, past_deadline: bool = False)
     else:
         message = _trim(str(error), _MAX_MESSAGE_BYTES)
     rich = status_pb2.Status(code=code.value[0], message=message)
-    for detail in _details(error, code, request_id):
+    for detail in _details(error, request_id, past_deadline=past_deadline):
         rich.details.add().Pack(detail)
-    return CallStatus(code, message, rich)
+    return CallStatus(code, message, rich, _retry_after_ms(error))
 
 
 def error_code(error: Exception, *, past_deadline: bool = False) -> grpc.StatusCode:
@@ -69,8 +74,8 @@ def error_code(error: Exception, *, past_deadline: bool = False) -> grpc.StatusC
     return grpc.StatusCode[error.grpc_code] if isinstance(error, TasteError) else grpc.StatusCode.INTERNAL
 
 
-def _details(error: Exception, code: grpc.StatusCode, request_id: str) -> Iterator[Message]:
-    if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+def _details(error: Exception, request_id: str, *, past_deadline: bool) -> Iterator[Message]:
+    if past_deadline and isinstance(error, CallAbortedError):
         reason = "ERROR_REASON_DEADLINE_EXCEEDED"
     else:
         reason = error.reason if isinstance(error, TasteError) else TasteError.reason
@@ -80,10 +85,15 @@ def _details(error: Exception, code: grpc.StatusCode, request_id: str) -> Iterat
             field=_trim(error.field, _MAX_FIELD_BYTES), description=_trim(error.description, _MAX_MESSAGE_BYTES)
         )
         yield error_details_pb2.BadRequest(field_violations=[violation])
-    if isinstance(error, OverloadedError | UnavailableError):
-        seconds, ms = divmod(error.retry_after_ms, 1000)
+    retry_after_ms = _retry_after_ms(error)
+    if retry_after_ms is not None:
+        seconds, ms = divmod(retry_after_ms, 1000)
         yield error_details_pb2.RetryInfo(retry_delay=Duration(seconds=seconds, nanos=ms * 1_000_000))
     yield error_details_pb2.RequestInfo(request_id=request_id)
+
+
+def _retry_after_ms(error: Exception) -> int | None:
+    return error.retry_after_ms if isinstance(error, OverloadedError | UnavailableError) else None
 
 
 def _trim(text: str, max_bytes: int) -> str:

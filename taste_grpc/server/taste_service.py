@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
@@ -14,7 +15,7 @@ from google.protobuf.message import Message
 from taste.v1 import common_pb2, taste_pb2, taste_pb2_grpc
 from taste_grpc.audio import Encoding
 from taste_grpc.engine.protocol import SegmentInput
-from taste_grpc.errors import InvalidInputError
+from taste_grpc.errors import IdleError, InvalidInputError
 from taste_grpc.server import convert
 from taste_grpc.server.call import current_call
 from taste_grpc.server.checks import ENCODINGS
@@ -64,7 +65,11 @@ class TasteService(taste_pb2_grpc.TasteServiceServicer):
                 validator.tokenize(request)
                 return convert.tokenize_request(request, self._limits)
 
-            result = await engine.tokenize(await self._off_loop(prepare))
+            lead = _Lead()
+            prepared = await self._off_loop(prepare)
+            lead.end()
+            result = await engine.tokenize(prepared)
+            lead.add_to(result.timing_ms)
             return convert.tokenize_response(result, current_call().elapsed_ms)
 
     async def Generate(
@@ -78,31 +83,61 @@ class TasteService(taste_pb2_grpc.TasteServiceServicer):
                 validator.generate(request)
                 return convert.generate_request(request, self._limits)
 
+            lead = _Lead()
             heavy = any(segment.HasField("audio") for segment in request.segments)
             prepared = await self._prepare(request, heavy, prepare)
+            lead.end()
             async with aclosing(_closable(engine.generate(prepared))) as results:
                 async for result in results:
+                    lead.add_to(result.timing_ms)
                     yield convert.streaming_result(result, current_call().elapsed_ms, self._limits.max_text_bytes)
 
     async def Detokenize(self, request_iterator: Any, context: Any) -> AsyncGenerator[taste_pb2.DetokenizeResponse]:
         """Speak segments as they arrive."""
         with self._gate.enter() as engine:
             validator = RequestValidator(self._limits, engine.info)
-            config = await _first_message(request_iterator)
+            config = await self._first_message(request_iterator)
+            lead = _Lead()
             prepared = await self._prepare(
                 config, config.HasField("reference"), lambda: self._config(validator, config)
             )
+            lead.end()
             encoding = ENCODINGS.get(config.encoding, Encoding.LINEAR16)
             segments = self._segments(request_iterator, validator)
             try:
                 async with aclosing(_closable(engine.detokenize(prepared, segments))) as chunks:
                     async for chunk in chunks:
+                        lead.add_to(chunk.timing_ms)
                         yield convert.detokenize_response(chunk, encoding, current_call().elapsed_ms)
             except InvalidInputError as error:
                 # Of an engine, which knows the config as an argument of its own.
                 raise error if error.field.startswith(_MESSAGE_FIELDS) else error.at("config") from error
             finally:
                 await segments.aclose()
+
+    async def _first_message(self, requests: AsyncIterator[taste_pb2.DetokenizeRequest]) -> taste_pb2.DetokenizeConfig:
+        request = await self._next_message(requests)
+        if request is None:
+            raise InvalidInputError("config", "is required: the call ended before its first message")
+        if request.WhichOneof("request") != "config":
+            raise InvalidInputError("config", "is required in the first message of the call")
+        return request.config
+
+    async def _next_message(
+        self, requests: AsyncIterator[taste_pb2.DetokenizeRequest]
+    ) -> taste_pb2.DetokenizeRequest | None:
+        """The caller's next message, None after the last one. Raises IdleError when it does not come in time."""
+        waiting = asyncio.timeout(self._limits.max_idle_ms / 1000)
+        try:
+            async with waiting:
+                return await anext(requests, None)
+        except TimeoutError:
+            if not waiting.expired():
+                raise
+            raise IdleError(
+                f"the server waited {self._limits.max_idle_ms} ms for the next message of the call; "
+                "half-close after the last one, and go on in a new call with the resume state of the last segment"
+            ) from None
 
     def _config(self, validator: RequestValidator, config: taste_pb2.DetokenizeConfig) -> Any:
         validator.detokenize_config(config)
@@ -113,7 +148,7 @@ class TasteService(taste_pb2_grpc.TasteServiceServicer):
     ) -> AsyncGenerator[SegmentInput]:
         """The segments of a Detokenize stream, each checked as it comes; the engine sets the pace."""
         number = 1
-        async for request in requests:
+        while (request := await self._next_message(requests)) is not None:
             number += 1
             try:
                 yield await self._next_segment(request, validator)
@@ -144,12 +179,20 @@ class TasteService(taste_pb2_grpc.TasteServiceServicer):
         return await asyncio.get_running_loop().run_in_executor(self._codec, work)
 
 
-async def _first_message(requests: AsyncIterator[taste_pb2.DetokenizeRequest]) -> taste_pb2.DetokenizeConfig:
-    async for request in requests:
-        if request.WhichOneof("request") != "config":
-            raise InvalidInputError("config", "is required in the first message of the call")
-        return request.config
-    raise InvalidInputError("config", "is required: the call ended before its first message")
+class _Lead:
+    """The time from a request's arrival until the engine gets it, which belongs to what the caller was queued."""
+
+    def __init__(self) -> None:
+        self._begun = time.monotonic()
+        self._ms = 0.0
+
+    def end(self) -> None:
+        """The engine gets it now."""
+        self._ms = 1000.0 * (time.monotonic() - self._begun)
+
+    def add_to(self, timing_ms: dict[str, float]) -> None:
+        """Add it to what an engine tells."""
+        timing_ms["queued"] = timing_ms.get("queued", 0.0) + self._ms
 
 
 def _closable(iterator: AsyncIterator[T]) -> AsyncGenerator[T]:

@@ -56,7 +56,7 @@ class RequestValidator:
         count = len(request.segments)
         if not 1 <= count <= self.limits.max_segments:
             raise InvalidInputError("segments", f"has {count}; 1 to {self.limits.max_segments} are allowed")
-        tokens = sum(len(segment.tokens.text_ids) for segment in request.segments)
+        tokens = sum(_text_id_count(segment) for segment in request.segments)
         if tokens > self.limits.max_text_tokens:
             raise InvalidInputError(
                 "segments", f"have {tokens} text ids together; at most {self.limits.max_text_tokens} are allowed"
@@ -140,18 +140,20 @@ class RequestValidator:
         checks.check_enum(f"{path}.modality", segment.modality, common_pb2.Modality, required=False)
         content = segment.WhichOneof("content")
         if content is None:
-            raise InvalidInputError(f"{path}.content", "is required: text, tokens or audio")
+            raise InvalidInputError(f"{path}.content", "is required: text, tokens, audio or words")
         if content == "text":
             checks.check_text(f"{path}.text", segment.text, self.limits.max_text_bytes)
         elif content == "tokens":
             self._tokens(f"{path}.tokens", segment.tokens)
+        elif content == "words":
+            self._words(f"{path}.words.words", segment.words.words)
         else:
             self._recording(f"{path}.audio", segment.audio)
         spoken = is_spoken(segment)
         if segment.modality == common_pb2.MODALITY_TEXT and spoken:
             raise InvalidInputError(f"{path}.modality", "is TEXT, but the content is spoken")
         if segment.modality == common_pb2.MODALITY_AUDIO and not spoken:
-            raise InvalidInputError(f"{path}.modality", "is AUDIO, but the content has no speech tokens and no audio")
+            raise InvalidInputError(f"{path}.modality", "is AUDIO, but the content is written")
 
     def _tokens(self, path: str, tokens: common_pb2.SegmentTokens) -> None:
         if not tokens.text_ids:
@@ -175,6 +177,37 @@ class RequestValidator:
             self.info.codebook_size,
         )
 
+    def _words(self, path: str, words: Sequence[common_pb2.SpokenWord]) -> None:
+        limit = self.limits.max_text_tokens
+        if not 1 <= len(words) <= limit:
+            raise InvalidInputError(path, f"has {len(words)}; 1 to {limit} are allowed")
+        checks.check_words(path, [word.text for word in words], self.limits.max_text_bytes)
+        text_ids = [text_id for word in words for text_id in word.text_ids]
+        if len(text_ids) > limit:
+            raise InvalidInputError(path, f"have {len(text_ids)} text ids together; at most {limit} are allowed")
+        # All at once, as there may be thousands; one by one only to name what is wrong.
+        if not self._are_coded(words) or not all(0 <= i < self.info.text_vocab_size for i in text_ids):
+            for index, word in enumerate(words):
+                self._word(f"{path}[{index}]", word)
+
+    def _are_coded(self, words: Sequence[common_pb2.SpokenWord]) -> bool:
+        """Whether each word has one row of codes of the model's."""
+        rows = [word.taste_tokens.codes for word in words]
+        shapes = {(row.vq_dim, len(row.ids)) for row in rows}
+        size = self.info.codebook_size
+        return shapes == {(self.info.vq_dim, self.info.vq_dim)} and all(0 <= i < size for row in rows for i in row.ids)
+
+    def _word(self, path: str, word: common_pb2.SpokenWord) -> None:
+        """What sets a word apart from its text, which was checked with the others'."""
+        if not word.HasField("taste_tokens"):
+            raise InvalidInputError(f"{path}.taste_tokens", "is required: how the word is said")
+        if word.taste_tokens.WhichOneof("layout") != "codes":
+            raise InvalidInputError(f"{path}.taste_tokens.codes", "is required")
+        checks.check_word_codes(
+            f"{path}.taste_tokens.codes", word.taste_tokens.codes, self.info.vq_dim, self.info.codebook_size
+        )
+        self._text_ids(f"{path}.text_ids", word.text_ids)
+
     def _recording(self, path: str, recording: common_pb2.SegmentAudio) -> None:
         if not recording.HasField("clip"):
             raise InvalidInputError(f"{path}.clip", "is required")
@@ -194,10 +227,16 @@ class RequestValidator:
             )
 
 
+def _text_id_count(segment: common_pb2.Segment) -> int:
+    """Text ids the segment brings or, as each word has one at least, will have in any case."""
+    words = segment.words.words
+    return len(segment.tokens.text_ids) + max(len(words), sum(len(word.text_ids) for word in words))
+
+
 def is_spoken(segment: common_pb2.Segment) -> bool:
-    """Whether the content is audio, or has speech tokens."""
+    """Whether the content is audio or words, or has speech tokens."""
     content = segment.WhichOneof("content")
-    return content == "audio" or (content == "tokens" and segment.tokens.HasField("taste_tokens"))
+    return content in ("audio", "words") or (content == "tokens" and segment.tokens.HasField("taste_tokens"))
 
 
 def _encoding_name(value: int) -> str:

@@ -8,8 +8,9 @@ the published completion modes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Literal
 
 import torch
@@ -210,6 +211,26 @@ def _input_rows(
         return Prompt(rows, history, tuple(embed(pending)))
 
 
+def completion_mode(segments: Iterable[tuple[str, str]]) -> str:
+    """The published completion mode that segments, given as `(role, modality)`, are in; neighbours count as one.
+
+    Raises InvalidInputError naming `input_segments` when there is none.
+    """
+    modes = {
+        (): "zero",
+        ("text",): "text",
+        ("audio",): "audio",
+        ("text", "audio", "text"): "instruct",
+    }
+    pattern = tuple(modality for (_, modality), _ in groupby(segments))
+    if pattern not in modes:
+        raise InvalidInputError(
+            "input_segments",
+            f"are {', '.join(pattern)}; the format 'completion' takes none, one text, one audio, or text, audio, text",
+        )
+    return modes[pattern]
+
+
 def build_completion_prompt(
     model: TasteForCausalLM, processor: TasteProcessor, input_segments: Sequence[TASTESegment]
 ) -> Prompt:
@@ -226,30 +247,19 @@ def build_completion_prompt(
     lm, rvq = model.spoken_lm, model.audio_tower.rvq
     sets = processor.text_tokenizer.sets(lm.vocab_size)
     segments = merge_fragments(input_segments)
-    modes = {
-        (): "zero",
-        ("text",): "text",
-        ("audio",): "audio",
-        ("text", "audio", "text"): "instruct",
-    }
-    pattern = tuple(segment.modality for segment in segments)
-    if pattern not in modes:
-        raise InvalidInputError(
-            "input_segments",
-            f"are {', '.join(pattern)}; the format 'completion' takes none, one text, one audio, or text, audio, text",
-        )
+    mode = completion_mode((segment.role, segment.modality) for segment in segments)
     ids = [segment.text_ids[0].tolist() for segment in segments]
     with torch.inference_mode():
-        if not segments:
+        if mode == "zero":
             return zero_prompt(lm)
-        if pattern == ("text",):
+        if mode == "text":
             return text_prompt(lm, ids[0])
-        at = pattern.index("audio")
+        at = 0 if mode == "audio" else 1
         codes = segments[at].taste_ids
         if codes is None:
             raise InvalidInputError("taste_ids", "are missing")
         coded = (codes[0, :, 0] != -1).tolist()
         word_ids = spoken_word_ids(ids[at], coded, sets)
-        if pattern == ("audio",):
+        if mode == "audio":
             return audio_prompt(lm, rvq, ids[0], word_ids, codes[0])
         return instruct_prompt(lm, rvq, ids[0], ids[1], word_ids, codes[0], ids[2])

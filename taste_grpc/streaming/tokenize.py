@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from taste_grpc.errors import InvalidInputError
 from taste_grpc.model.abort import AbortCheck, never_abort
 from taste_grpc.model.processor import MODEL_SAMPLE_RATE_HZ, Float32Array, TasteProcessor, mono_clip
 from taste_grpc.model.taste import TasteForCausalLM
-from taste_grpc.model.text.words import derive_word_ids, encode_words, words_of
+from taste_grpc.model.text.words import WordTokens, derive_word_ids, encode_words, words_of
 from taste_grpc.streaming.model_lock import model_lock
 from taste_grpc.streaming.segments import check_text_ids, check_word_ids
 
@@ -52,12 +53,7 @@ def taste_tokenize(
         words = derive_word_ids(ids, processor.text_tokenizer.sets(model.spoken_lm.vocab_size))
     else:
         words = check_word_ids("word_ids", word_ids, len(ids))
-    asr = encode_words(processor.audio_tokenizer, words_of(ids, words, processor.text_tokenizer))
-    if not asr.ids:
-        raise InvalidInputError("text_ids", "spell no word")
-    room = model.config.audio_tower.decoder.max_positions - 5
-    if len(asr.ids) > room:
-        raise InvalidInputError("text_ids", f"are {len(asr.ids)} tokens of the recogniser; at most {room} fit")
+    asr = asr_tokens(model, processor, ids, words)
     ranks = {word: rank for rank, word in enumerate(dict.fromkeys(words))}
     features, feature_lengths = processor.features(samples)
     with model_lock(model):
@@ -73,6 +69,22 @@ def taste_tokenize(
             abort,
         )
     return codes.llm_indices.cpu().clone()  # an ordinary tensor, not one of inference mode
+
+
+def asr_tokens(
+    model: TasteForCausalLM, processor: TasteProcessor, text_ids: Sequence[int], word_ids: Sequence[int]
+) -> WordTokens:
+    """The words of `text_ids` in tokens of the audio tower.
+
+    Raises InvalidInputError naming `text_ids` when there is no word, or more than the audio tower has room for.
+    """
+    asr = encode_words(processor.audio_tokenizer, words_of(text_ids, word_ids, processor.text_tokenizer))
+    if not asr.ids:
+        raise InvalidInputError("text_ids", "spell no word")
+    room = model.config.audio_tower.decoder.max_positions - 5
+    if len(asr.ids) > room:
+        raise InvalidInputError("text_ids", f"are {len(asr.ids)} tokens of the recogniser; at most {room} fit")
+    return asr
 
 
 def _samples(audio: Any, sampling_rate: int) -> Float32Array:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from taste.v1 import common_pb2, taste_pb2
@@ -32,6 +34,17 @@ def token_segment(
     )
 
 
+def word_segment(
+    texts: Sequence[str] = ("good", "morning"),
+    vq_dim: int = 4,
+    role: common_pb2.Role.ValueType = common_pb2.ROLE_USER,
+    text_ids: Sequence[int] = (),
+) -> common_pb2.Segment:
+    codes = common_pb2.TasteTokens(codes=common_pb2.TasteCodes(vq_dim=vq_dim, ids=[1] * vq_dim))
+    words = [common_pb2.SpokenWord(text=text, taste_tokens=codes, text_ids=text_ids) for text in texts]
+    return common_pb2.Segment(role=role, words=common_pb2.SegmentWords(words=words))
+
+
 def text_segment(text: str = "hello there") -> common_pb2.Segment:
     return common_pb2.Segment(role=common_pb2.ROLE_USER, modality=common_pb2.MODALITY_TEXT, text=text)
 
@@ -53,3 +66,44 @@ def detokenize_requests(segments: int = 1, size: int = 192) -> list[taste_pb2.De
         taste_pb2.DetokenizeRequest(config=config(size)),
         *(taste_pb2.DetokenizeRequest(segment=token_segment()) for _ in range(segments)),
     ]
+
+
+def tokens(text_ids: Sequence[int], word_ids: Sequence[int], rows: np.ndarray) -> common_pb2.SegmentTokens:
+    codes = common_pb2.TasteCodes(vq_dim=rows.shape[1], ids=rows.reshape(-1).tolist())
+    return common_pb2.SegmentTokens(
+        text_ids=text_ids, word_ids=word_ids, taste_tokens=common_pb2.TasteTokens(codes=codes)
+    )
+
+
+def tokens_of(answer: taste_pb2.TokenizeResponse) -> common_pb2.SegmentTokens:
+    return common_pb2.SegmentTokens(
+        text_ids=answer.text_ids,
+        word_ids=answer.word_ids,
+        taste_tokens=answer.taste_tokens,
+        text=answer.text,
+        words=answer.words,
+    )
+
+
+def spoken_words(tokens: common_pb2.SegmentTokens, *, with_ids: bool = True) -> list[common_pb2.SpokenWord]:
+    """What a client makes of a result: each word with the codes at its first id, and its ids."""
+    rows = code_rows(tokens.taste_tokens, len(tokens.text_ids))
+    first = tokens.word_ids[0] if tokens.word_ids else 0
+    words = []
+    for index, text in enumerate(tokens.words):
+        places = [i for i, word in enumerate(tokens.word_ids) if word == first + index]
+        codes = common_pb2.TasteCodes(vq_dim=rows.shape[1], ids=rows[places[0]].tolist())
+        words.append(
+            common_pb2.SpokenWord(
+                text=text,
+                taste_tokens=common_pb2.TasteTokens(codes=codes),
+                text_ids=[tokens.text_ids[i] for i in places] if with_ids else [],
+            )
+        )
+    return words
+
+
+def code_rows(taste_tokens: common_pb2.TasteTokens, length: int) -> np.ndarray:
+    """Codes `[length, vq_dim]`."""
+    codes = taste_tokens.codes
+    return np.array(codes.ids, np.int64).reshape(length, codes.vq_dim)

@@ -70,6 +70,28 @@ def test_rows_without_codes_pass():
     VALIDATOR.detokenize_segment(segment)
 
 
+def test_spoken_words_pass():
+    for texts in (("a",), ("Hi,", "👩‍👩‍👧", "שלום", "你好，世界", "\u200fmark", "..."), ("w",) * 4096):
+        segment = messages.word_segment(texts)
+        VALIDATOR.detokenize_segment(segment)
+        VALIDATOR.generate(taste_pb2.GenerateRequest(segments=[segment]))
+        segment.modality = common_pb2.MODALITY_AUDIO
+        segment.words.words[0].text_ids[:] = range(3)
+        VALIDATOR.detokenize_segment(segment)
+
+
+def test_spoken_words_count_as_text_ids_or_bring_theirs():
+    segments = [messages.word_segment(("w",) * 4096)] * 2
+    VALIDATOR.generate(taste_pb2.GenerateRequest(segments=segments))
+    for last in (messages.word_segment(), messages.token_segment(), messages.word_segment(("w",), text_ids=(1, 2))):
+        with pytest.raises(InvalidInputError) as refused:
+            VALIDATOR.generate(taste_pb2.GenerateRequest(segments=[*segments, last]))
+        assert refused.value.field == "segments"
+    segments[0].words.words[7].text_ids[:] = [1] * 4097
+    with pytest.raises(InvalidInputError, match="8194"):
+        VALIDATOR.generate(taste_pb2.GenerateRequest(segments=segments))
+
+
 def test_modality_may_be_left_to_the_content():
     segment = messages.token_segment()
     segment.modality = common_pb2.MODALITY_UNSPECIFIED

@@ -6,6 +6,7 @@ its own by both tokenizers.
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -56,6 +57,29 @@ def derive_word_ids(text_ids: Sequence[int], sets: TokenSets) -> list[int]:
 
 def words_of(text_ids: Sequence[int], word_ids: Sequence[int], tokenizer: TextTokenizer) -> list[str]:
     """The word each run of equal `word_ids` spells, with one leading blank."""
+    return [f" {tokenizer.decode(group).strip()}" for group in _ids_by_word(text_ids, word_ids)]
+
+
+def written_words(text_ids: Sequence[int], word_ids: Sequence[int], tokenizer: TextTokenizer) -> list[str]:
+    """The word each run of equal `word_ids` spells, as it is written: without blanks and control characters.
+
+    There is one for each run, also where nothing is left to be written, which is then empty.
+    """
+    return [_written(tokenizer.decode(group)) for group in _ids_by_word(text_ids, word_ids)]
+
+
+def written_word_ids(word: str, text_ids: Sequence[int], tokenizer: TextTokenizer) -> list[int]:
+    """Ids of a word as it is written: `text_ids` while they spell it, else those of one blank plus `word`."""
+    if text_ids and _written(tokenizer.decode(text_ids)) == word:
+        return list(text_ids)
+    return encode_words(tokenizer, [f" {word}"]).ids
+
+
+def _written(text: str) -> str:
+    return "".join(char for char in text if not char.isspace() and unicodedata.category(char) != "Cc")
+
+
+def _ids_by_word(text_ids: Sequence[int], word_ids: Sequence[int]) -> list[list[int]]:
     groups: list[list[int]] = []
     previous: int | None = None
     for text_id, word_id in zip(text_ids, word_ids, strict=True):
@@ -63,4 +87,4 @@ def words_of(text_ids: Sequence[int], word_ids: Sequence[int], tokenizer: TextTo
             groups.append([])
         groups[-1].append(text_id)
         previous = word_id
-    return [f" {tokenizer.decode(group).strip()}" for group in groups]
+    return groups

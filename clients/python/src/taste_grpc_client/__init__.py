@@ -2,20 +2,23 @@
 
 `TasteClient` is for threads, `AsyncTasteClient` for asyncio; both have the same
 methods and return the messages of `taste.v1`, whose .proto files are the manual
-of every field.
+of every field. `SpokenText` keeps text and how it is said in a file; `write_wav`
+keeps the sound.
 """
 
 from __future__ import annotations
 
-from taste_grpc_client.aio import AsyncResultStream, AsyncTasteClient
-from taste_grpc_client.audio import AudioSource, SampleArray, audio_clip
-from taste_grpc_client.client import ResultStream, TasteClient
+from taste_grpc_client.aio import AsyncResultStream, AsyncSpeechStream, AsyncTasteClient
+from taste_grpc_client.audio import AudioSource, BinaryFile, SampleArray, audio_clip
+from taste_grpc_client.client import ResultStream, SpeechStream, TasteClient
 from taste_grpc_client.errors import (
     AuthenticationError,
     CallCancelledError,
     DeadlineExceededError,
     FieldViolation,
+    IdleError,
     InvalidArgumentError,
+    MessageTooLargeError,
     ModelError,
     OverloadedError,
     ServerError,
@@ -23,31 +26,55 @@ from taste_grpc_client.errors import (
     UnavailableError,
     UnimplementedError,
 )
-from taste_grpc_client.requests import GenerateOptions
+from taste_grpc_client.requests import Emit, GenerateOptions, PcmEncoding, Speaker
+from taste_grpc_client.retry import Retry
+from taste_grpc_client.security import PemSource, Tls
 from taste_grpc_client.segments import RoleName, audio_segment, text_segment, token_segment
+from taste_grpc_client.spoken_text import SpokenText
+from taste_grpc_client.streams import OnResult
+from taste_grpc_client.taste_file import TasteFileError
+from taste_grpc_client.wav import WavWriter, write_wav
+from taste_grpc_client.word import Word
 
 __all__ = [
     "AsyncResultStream",
+    "AsyncSpeechStream",
     "AsyncTasteClient",
     "AudioSource",
     "AuthenticationError",
+    "BinaryFile",
     "CallCancelledError",
     "DeadlineExceededError",
+    "Emit",
     "FieldViolation",
     "GenerateOptions",
+    "IdleError",
     "InvalidArgumentError",
+    "MessageTooLargeError",
     "ModelError",
+    "OnResult",
     "OverloadedError",
+    "PcmEncoding",
+    "PemSource",
     "ResultStream",
+    "Retry",
     "RoleName",
     "SampleArray",
     "ServerError",
+    "Speaker",
+    "SpeechStream",
+    "SpokenText",
     "TasteClient",
     "TasteClientError",
+    "TasteFileError",
+    "Tls",
     "UnavailableError",
     "UnimplementedError",
+    "WavWriter",
+    "Word",
     "audio_clip",
     "audio_segment",
     "text_segment",
     "token_segment",
+    "write_wav",
 ]

@@ -1,11 +1,11 @@
-"""The asyncio client."""
+"""The asyncio client: `TasteClient`, to be awaited and iterated with `async for`."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, Unpack
+from typing import Any, Generic, Self, TypeVar, Unpack
 
 import grpc
 import grpc.aio
@@ -13,7 +13,6 @@ import grpc.aio
 from taste.v1.common_pb2 import Segment
 from taste.v1.taste_pb2 import (
     DetokenizeConfig,
-    DetokenizeRequest,
     DetokenizeResponse,
     GetModelInfoRequest,
     GetModelInfoResponse,
@@ -22,9 +21,8 @@ from taste.v1.taste_pb2 import (
 )
 from taste.v1.taste_pb2_grpc import TasteServiceStub
 from taste_grpc_client.audio import AudioSource
-from taste_grpc_client.channel import CHANNEL_OPTIONS, DEFAULT_TARGET
-from taste_grpc_client.client import FormatRepeater
-from taste_grpc_client.errors import CallCancelledError, from_rpc_error
+from taste_grpc_client.connection import DEFAULT_TARGET, Connection
+from taste_grpc_client.errors import CallCancelledError, TasteClientError
 from taste_grpc_client.requests import (
     Emit,
     GenerateOptions,
@@ -33,72 +31,88 @@ from taste_grpc_client.requests import (
     detokenize_config,
     generate_request,
     tokenize_request,
+    voice_of,
 )
-
-if TYPE_CHECKING:
-    from taste.v1.taste_pb2_grpc import TasteServiceAsyncStub
+from taste_grpc_client.retry import Retry
+from taste_grpc_client.security import Tls
+from taste_grpc_client.streams import Answer, AnySpoken, FormatRepeater, OnResult, SpokenRequests
 
 _T = TypeVar("_T")
 
 
-class _Requests:
-    """The messages of one Detokenize call. gRPC reads them in a task of its own, so a failure of the caller's iterable
-    is kept here, ends the call, and is raised where the caller reads."""
+class _Status:
+    """How a call ended first.
 
-    def __init__(self, config: DetokenizeConfig, segments: AsyncIterable[Segment] | Iterable[Segment]) -> None:
-        self._config = config
-        self._segments = segments
-        self.call: Any = None
-        self.failure: Exception | None = None
+    When the server ends a call while a request is being written, grpc.aio puts an INTERNAL of its own in place of the
+    status that it has received.
+    """
 
-    async def __aiter__(self) -> AsyncIterator[DetokenizeRequest]:
-        yield DetokenizeRequest(config=self._config)
-        try:
-            if isinstance(self._segments, AsyncIterable):
-                async for segment in self._segments:
-                    yield DetokenizeRequest(segment=segment)
-            else:
-                for segment in self._segments:
-                    yield DetokenizeRequest(segment=segment)
-        except Exception as error:
-            self.failure = error
-            self.call.cancel()
+    def __init__(self, call: Any) -> None:
+        self.parts: tuple[grpc.StatusCode, str, Any] | None = None
+        call.add_done_callback(self._keep)
+
+    def _keep(self, call: Any) -> None:
+        # The coroutines have nothing to wait for: the call has ended. A task would run them too late.
+        if self.parts is None:
+            self.parts = (_at_once(call.code()), _at_once(call.details()), _at_once(call.trailing_metadata()))
+
+
+def _at_once(answer: Coroutine[Any, Any, _T]) -> _T:
+    try:
+        answer.send(None)
+    except StopIteration as done:
+        result: _T = done.value
+        return result
+    answer.close()
+    raise RuntimeError("a call that has ended has not got its status")
 
 
 class AsyncResultStream(Generic[_T]):
     """The results of a streaming call, to be iterated once, by one task.
 
     Leaving the `async with` block, or `cancel`, ends the call on the server too; so does cancelling the reading task.
+    An error is raised once, and ends the iteration.
     """
 
     def __init__(
         self,
         call: Any,
+        error_of: Callable[[grpc.StatusCode, str, Any], TasteClientError],
         convert: Callable[[_T], _T] | None = None,
-        requests: _Requests | None = None,
+        requests: SpokenRequests | None = None,
     ) -> None:
         self._call = call
+        self._status = _Status(call)
         self._results: AsyncIterator[_T] = call.__aiter__()
+        self._error_of = error_of
         self._convert = convert
         self._requests = requests
-        self._cancelled = False
+        self._ended = False
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> _T:
+        if self._ended:
+            raise StopAsyncIteration
         try:
             result = await anext(self._results)
-        except grpc.aio.AioRpcError as error:
-            self._raise_failure()
-            raise from_rpc_error(error) from None
-        except asyncio.CancelledError:
-            # gRPC reports a call that was cancelled on this side in the same way as asyncio a task.
-            self._raise_failure()
-            if self._cancelled:
-                raise CallCancelledError(grpc.StatusCode.CANCELLED, "cancelled by the client") from None
-            self._call.cancel()
+        except StopAsyncIteration:
+            self._ended = True
             raise
+        except grpc.aio.AioRpcError as error:
+            self._ended = True
+            self.cancel()
+            self._raise_failure()
+            status = self._status.parts or (error.code(), error.details() or "", error.trailing_metadata())
+            raise self._error_of(*status) from None
+        except asyncio.CancelledError:
+            self._ended = True
+            self.cancel()
+            if _is_cancelled_itself():
+                raise
+            self._raise_failure()
+            raise _cancelled_call() from None
         return self._convert(result) if self._convert else result
 
     def _raise_failure(self) -> None:
@@ -107,7 +121,6 @@ class AsyncResultStream(Generic[_T]):
 
     def cancel(self) -> None:
         """Ends the call; a reader gets CallCancelledError. Does nothing to a call that has ended."""
-        self._cancelled = True
         self._call.cancel()
 
     async def __aenter__(self) -> Self:
@@ -119,19 +132,58 @@ class AsyncResultStream(Generic[_T]):
         self.cancel()
 
 
+class AsyncSpeechStream(AsyncResultStream[DetokenizeResponse]):
+    """As `SpeechStream`."""
+
+    results: list[StreamingResult]
+
+    def __init__(
+        self,
+        call: Any,
+        error_of: Callable[[grpc.StatusCode, str, Any], TasteClientError],
+        requests: SpokenRequests,
+        answer: AsyncResultStream[StreamingResult],
+        results: list[StreamingResult],
+    ) -> None:
+        super().__init__(call, error_of, FormatRepeater(), requests)
+        self._answer = answer
+        self.results = results
+
+    def cancel(self) -> None:
+        """Ends both calls; a reader gets CallCancelledError. Does nothing to calls that have ended."""
+        super().cancel()
+        self._answer.cancel()
+
+
 class AsyncTasteClient:
     """A connection to a taste-grpc server, to be made and used in one running event loop.
 
-    Args:
-        target: `host:port` of the server.
-        channel: an open channel to use instead; it stays the caller's to close.
-
-    Every method takes `timeout_s` (None: no deadline) and raises a `TasteClientError` when the call fails.
+    Its arguments, methods and exceptions are those of `TasteClient`, which describes them. Unary calls are awaited;
+    streaming calls start at once and return an `AsyncResultStream`.
     """
 
-    def __init__(self, target: str = DEFAULT_TARGET, *, channel: grpc.aio.Channel | None = None) -> None:
-        self._owned = None if channel else grpc.aio.insecure_channel(target, options=CHANNEL_OPTIONS)
-        self._stub: TasteServiceAsyncStub = TasteServiceStub(channel or self._owned)  # type: ignore[arg-type]
+    def __init__(
+        self,
+        target: str = DEFAULT_TARGET,
+        *,
+        tls: Tls | bool | None = None,
+        token: str | None = None,
+        allow_plaintext_token: bool = False,
+        retry: Retry | None = Retry(),  # noqa: B008  # immutable
+        timeout_s: float | None = None,
+        channel: grpc.aio.Channel | None = None,
+    ) -> None:
+        self._connection = Connection(
+            target,
+            tls=tls,
+            token=token,
+            allow_plaintext_token=allow_plaintext_token,
+            retry=retry,
+            timeout_s=timeout_s,
+            has_channel=channel is not None,
+        )
+        self._owned = self._connection.open_aio() if channel is None else None
+        self._stub: Any = TasteServiceStub(channel or self._owned)  # type: ignore[arg-type]  # asyncio's, or None
 
     async def __aenter__(self) -> Self:
         return self
@@ -142,16 +194,14 @@ class AsyncTasteClient:
         await self.close()
 
     async def close(self) -> None:
-        """Closes the connection and ends its calls."""
+        """As `TasteClient.close`."""
         if self._owned is not None:
             await self._owned.close()
 
     async def model_info(self, *, timeout_s: float | None = None) -> GetModelInfoResponse:
-        """What is loaded, what it can do, and the limits as they are set."""
-        try:
-            return await self._stub.GetModelInfo(GetModelInfoRequest(), timeout=timeout_s)
-        except grpc.aio.AioRpcError as error:
-            raise from_rpc_error(error) from None
+        """As `TasteClient.model_info`."""
+        response: GetModelInfoResponse = await self._unary(self._stub.GetModelInfo, GetModelInfoRequest(), timeout_s)
+        return response
 
     async def tokenize(
         self,
@@ -162,34 +212,27 @@ class AsyncTasteClient:
         sample_rate_hz: int | None = None,
         timeout_s: float | None = None,
     ) -> TokenizeResponse:
-        """Turns a recording into text ids and the speech tokens aligned to them.
-
-        `text` or `text_ids` say what is spoken; with neither the server transcribes. `sample_rate_hz` goes with
-        samples, see `audio_clip`, whose exceptions are raised too. A path is read on a thread.
-        """
+        """As `TasteClient.tokenize`. A file is read on a thread."""
         request = await asyncio.to_thread(tokenize_request, audio, text, text_ids, sample_rate_hz)
-        try:
-            return await self._stub.Tokenize(request, timeout=timeout_s)
-        except grpc.aio.AioRpcError as error:
-            raise from_rpc_error(error) from None
+        response: TokenizeResponse = await self._unary(self._stub.Tokenize, request, timeout_s)
+        return response
 
     def generate(
         self,
-        segments: Iterable[Segment],
+        segments: Segment | Iterable[Segment],
         *,
         emit: Emit | None = None,
         timeout_s: float | None = None,
         **options: Unpack[GenerateOptions],
     ) -> AsyncResultStream[StreamingResult]:
-        """Continues a conversation; each result carries only what is new, and the last one has `is_complete`.
-
-        The call starts at once. `emit` says when results leave; for `options` see `GenerateOptions`.
-        """
-        return AsyncResultStream(self._stub.Generate(generate_request(segments, emit, options), timeout=timeout_s))
+        """As `TasteClient.generate`."""
+        request = generate_request(segments, emit, options)
+        call = self._stub.Generate(request, **self._connection.call_options(timeout_s))
+        return AsyncResultStream(call, self._connection.error)
 
     def detokenize(
         self,
-        segments: AsyncIterable[Segment] | Iterable[Segment],
+        segments: AnySpoken,
         *,
         speaker: Speaker | None = None,
         sample_rate_hz: int | None = None,
@@ -198,12 +241,65 @@ class AsyncTasteClient:
         resume_state: bytes | None = None,
         timeout_s: float | None = None,
     ) -> AsyncResultStream[DetokenizeResponse]:
-        """Speaks `segments` while they arrive.
+        """As `TasteClient.detokenize`. `segments`, of either kind, is read in a task; a file of `speaker` at once."""
+        voice = voice_of(segments, speaker, resume_state)
+        config = detokenize_config(voice, sample_rate_hz, encoding, seed, resume_state)
+        call, requests = self._start_speaking(config, segments, timeout_s)
+        return AsyncResultStream(call, self._connection.error, FormatRepeater(), requests)
 
-        `segments` is read in a task of gRPC's, as fast as the server takes them; what it raises is raised to the
-        reader. Every message has its `format` filled in. `speaker` is required unless `resume_state` is given; a
-        path is read at once.
-        """
-        requests = _Requests(detokenize_config(speaker, sample_rate_hz, encoding, seed, resume_state), segments)
-        requests.call = self._stub.Detokenize(aiter(requests), timeout=timeout_s)
-        return AsyncResultStream(requests.call, FormatRepeater(), requests)
+    def speak(
+        self,
+        segments: Segment | Iterable[Segment],
+        *,
+        speaker: Speaker | None = None,
+        emit: Emit = "sentence",
+        on_result: OnResult | None = None,
+        sample_rate_hz: int | None = None,
+        encoding: PcmEncoding = "linear16",
+        resume_state: bytes | None = None,
+        timeout_s: float | None = None,
+        **options: Unpack[GenerateOptions],
+    ) -> AsyncSpeechStream:
+        """As `TasteClient.speak`. `on_result` is called in a task, and must not block."""
+        config = detokenize_config(speaker, sample_rate_hz, encoding, options.get("seed"), resume_state)
+        taken = Answer(on_result)
+        answer = self.generate(segments, emit=emit, timeout_s=timeout_s, **options)
+
+        async def spoken() -> AsyncIterator[Segment]:
+            async for result in answer:
+                if (segment := taken.take(result)) is not None:
+                    yield segment
+
+        call, requests = self._start_speaking(config, spoken(), timeout_s)
+        return AsyncSpeechStream(call, self._connection.error, requests, answer, taken.results)
+
+    def _start_speaking(
+        self,
+        config: DetokenizeConfig,
+        segments: AnySpoken,
+        timeout_s: float | None,
+    ) -> tuple[Any, SpokenRequests]:
+        requests = SpokenRequests(config, segments)
+        call = self._stub.Detokenize(aiter(requests), **self._connection.call_options(timeout_s))
+        requests.bind(call.cancel)
+        return call, requests
+
+    async def _unary(self, method: Callable[..., Any], request: Any, timeout_s: float | None) -> Any:
+        try:
+            return await method(request, **self._connection.call_options(timeout_s))
+        except grpc.aio.AioRpcError as error:
+            raise self._connection.error(error.code(), error.details(), error.trailing_metadata()) from None
+        except asyncio.CancelledError:
+            if _is_cancelled_itself():
+                raise
+            raise _cancelled_call() from None
+
+
+def _is_cancelled_itself() -> bool:
+    """Whether the running task was cancelled, and not only the call it waits for; gRPC reports both in one way."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+def _cancelled_call() -> CallCancelledError:
+    return CallCancelledError(grpc.StatusCode.CANCELLED, "cancelled by the client")

@@ -5,8 +5,9 @@ from __future__ import annotations
 import array
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol, TypeAlias
+from typing import Protocol, TypeAlias, runtime_checkable
 
 from taste.v1.common_pb2 import (
     AUDIO_ENCODING_FLAC,
@@ -32,24 +33,32 @@ class SampleArray(Protocol):
         """The elements in C order."""
 
 
+@runtime_checkable
+class BinaryFile(Protocol):
+    """An open file of bytes."""
+
+    def read(self) -> bytes:
+        """All that is left in it."""
+
+
 AudioSource: TypeAlias = (
-    "str | os.PathLike[str] | bytes | bytearray | memoryview | array.array[int] | array.array[float] | SampleArray"
-    " | AudioClip"
+    "str | os.PathLike[str] | BinaryFile | bytes | bytearray | memoryview"
+    " | array.array[int] | array.array[float] | SampleArray | Sequence[int] | Sequence[float] | AudioClip"
 )
-"""A path; the bytes of a WAV, FLAC, Ogg Opus or MP3 file; samples; or a ready `AudioClip`."""
+"""A path, an open file or the bytes of a WAV, FLAC, Ogg Opus or MP3 file; samples; or a ready `AudioClip`."""
 
 
 def audio_clip(source: AudioSource, sample_rate_hz: int | None = None) -> AudioClip:
     """The `AudioClip` for `source`.
 
-    A path is read; bytes are taken for a whole file, known by its first bytes, or,
-    with `sample_rate_hz`, for raw LINEAR16 mono. Arrays need `sample_rate_hz`:
-    int16 goes out as LINEAR16, float32 and float64 (in [-1, 1]) as FLOAT32LE.
+    A path is read; bytes, and what an open file has left, are taken for a whole file, known by its first bytes, or,
+    with `sample_rate_hz`, for raw LINEAR16 mono. Arrays and lists need `sample_rate_hz`: whole numbers of 16 bit go
+    out as LINEAR16, float32 and float64 (in [-1, 1]) as FLOAT32LE.
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: bytes are no such file; an array has another shape or type; `sample_rate_hz` is missing, or is
-            given with something that states its own rate.
+        ValueError: bytes are no such file; samples have another shape, type or range; `sample_rate_hz` is missing,
+            or is given with something that states its own rate.
         TypeError: `source` is none of the above.
     """
     if isinstance(source, AudioClip):
@@ -58,11 +67,30 @@ def audio_clip(source: AudioSource, sample_rate_hz: int | None = None) -> AudioC
     if isinstance(source, str | os.PathLike):
         _refuse_rate(sample_rate_hz, "a file")
         return _file_clip(Path(source).read_bytes(), os.fspath(source))
+    if isinstance(source, BinaryFile):
+        source = _read(source)
     if isinstance(source, bytes | bytearray):
         if sample_rate_hz is None:
             return _file_clip(bytes(source), "the bytes given")
         return _raw_clip(AUDIO_ENCODING_LINEAR16, bytes(source), sample_rate_hz, 1)
-    return _array_clip(source, sample_rate_hz)
+    return _array_clip(_list_samples(source) if isinstance(source, list | tuple) else source, sample_rate_hz)
+
+
+def _read(file: BinaryFile) -> bytes:
+    data = file.read()
+    if not isinstance(data, bytes):
+        raise TypeError(f"audio: the file gives {type(data).__name__}; it must be opened for bytes")
+    return data
+
+
+def _list_samples(samples: Sequence[int] | Sequence[float]) -> array.array[int] | array.array[float]:
+    whole = all(isinstance(sample, int) for sample in samples)
+    try:
+        return array.array("h" if whole else "f", samples)
+    except OverflowError:
+        raise ValueError("audio: whole numbers in a list are samples of 16 bit, -32,768 to 32,767") from None
+    except TypeError:
+        raise TypeError("audio: a list of samples has numbers, of one channel, and nothing else") from None
 
 
 def _refuse_rate(sample_rate_hz: int | None, what: str) -> None:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar, Unpack
 
 import grpc
 
-from taste.v1.common_pb2 import AudioFormat, Segment
+from taste.v1.common_pb2 import Segment
 from taste.v1.taste_pb2 import (
     DetokenizeConfig,
-    DetokenizeRequest,
     DetokenizeResponse,
     GetModelInfoRequest,
     GetModelInfoResponse,
@@ -20,8 +20,8 @@ from taste.v1.taste_pb2 import (
 )
 from taste.v1.taste_pb2_grpc import TasteServiceStub
 from taste_grpc_client.audio import AudioSource
-from taste_grpc_client.channel import CHANNEL_OPTIONS, DEFAULT_TARGET
-from taste_grpc_client.errors import from_rpc_error
+from taste_grpc_client.connection import DEFAULT_TARGET, Connection
+from taste_grpc_client.errors import TasteClientError
 from taste_grpc_client.requests import (
     Emit,
     GenerateOptions,
@@ -30,81 +30,52 @@ from taste_grpc_client.requests import (
     detokenize_config,
     generate_request,
     tokenize_request,
+    voice_of,
 )
+from taste_grpc_client.retry import Retry
+from taste_grpc_client.security import Tls
+from taste_grpc_client.streams import Answer, FormatRepeater, OnResult, Spoken, SpokenRequests
 
 _T = TypeVar("_T")
-
-
-class FormatRepeater:
-    """Writes the format that only the first message of a Detokenize stream states into all of them."""
-
-    def __init__(self) -> None:
-        self._format = AudioFormat()
-
-    def __call__(self, response: DetokenizeResponse) -> DetokenizeResponse:
-        """`response`, with its format."""
-        if response.HasField("format"):
-            self._format.CopyFrom(response.format)
-        else:
-            response.format.CopyFrom(self._format)
-        return response
-
-
-class _Requests:
-    """The messages of one Detokenize call. gRPC reads them on a thread of its own, so a failure of the caller's
-    iterable is kept here, ends the call, and is raised where the caller reads."""
-
-    def __init__(self, config: DetokenizeConfig, segments: Iterable[Segment]) -> None:
-        self._config = config
-        self._segments = segments
-        self._call: grpc.Future[Any] | None = None
-        self.failure: Exception | None = None
-
-    def __iter__(self) -> Iterator[DetokenizeRequest]:
-        yield DetokenizeRequest(config=self._config)
-        try:
-            for segment in self._segments:
-                yield DetokenizeRequest(segment=segment)
-        except Exception as error:
-            self.failure = error
-            self._cancel_if_failed()
-
-    def bind(self, call: Any) -> None:
-        """Tells which call to end; the iterable may have failed before it was known."""
-        self._call = call
-        self._cancel_if_failed()
-
-    def _cancel_if_failed(self) -> None:
-        if self.failure is not None and self._call is not None:
-            self._call.cancel()
 
 
 class ResultStream(Generic[_T]):
     """The results of a streaming call, to be iterated once.
 
-    Leaving the `with` block, or `cancel`, ends the call on the server too; so does dropping the last reference.
+    Leaving the `with` block, or `cancel`, ends the call on the server too; so does dropping the last reference. An
+    error is raised once, and ends the iteration.
     """
 
     def __init__(
         self,
         call: Any,
+        error_of: Callable[[grpc.RpcError], TasteClientError],
         convert: Callable[[_T], _T] | None = None,
-        requests: _Requests | None = None,
+        requests: SpokenRequests | None = None,
     ) -> None:
         self._call = call
+        self._error_of = error_of
         self._convert = convert
         self._requests = requests
+        self._ended = False
 
     def __iter__(self) -> Self:
         return self
 
     def __next__(self) -> _T:
+        if self._ended:
+            raise StopIteration
         try:
             result: _T = next(self._call)
+        except StopIteration:
+            self._ended = True
+            raise
         except grpc.RpcError as error:
+            self._ended = True
+            self.cancel()
             if self._requests is not None and self._requests.failure is not None:
                 raise self._requests.failure from None
-            raise from_rpc_error(error) from None
+            raise self._error_of(error) from None
         return self._convert(result) if self._convert else result
 
     def cancel(self) -> None:
@@ -120,18 +91,80 @@ class ResultStream(Generic[_T]):
         self.cancel()
 
 
+class SpeechStream(ResultStream[DetokenizeResponse]):
+    """An answer as speech, while it is being generated: a Detokenize call that is fed by a Generate call.
+
+    Ending it in any way ends both calls, and an error of either is raised to the reader.
+
+    Attributes:
+        results: what the answer says so far; complete once the stream has ended.
+    """
+
+    results: list[StreamingResult]
+
+    def __init__(
+        self,
+        call: Any,
+        error_of: Callable[[grpc.RpcError], TasteClientError],
+        requests: SpokenRequests,
+        answer: ResultStream[StreamingResult],
+        results: list[StreamingResult],
+    ) -> None:
+        super().__init__(call, error_of, FormatRepeater(), requests)
+        self._answer = answer
+        self.results = results
+
+    def cancel(self) -> None:
+        """Ends both calls, from any thread; a reader gets CallCancelledError. Does nothing to calls that have ended."""
+        super().cancel()
+        self._answer.cancel()
+
+    def __del__(self) -> None:
+        # The thread that feeds Detokenize holds the answer; it would go on until somebody stops it.
+        self._answer.cancel()
+
+
 class TasteClient:
     """A connection to a taste-grpc server; may be shared by threads.
 
     Args:
-        target: `host:port` of the server.
-        channel: an open channel to use instead; it stays the caller's to close.
+        target: `host:port` of the server, or any other name gRPC resolves (`unix:/path`).
+        tls: how to know the server, and be known to it; True trusts the authorities gRPC ships; None: plain text.
+        token: bearer token, sent with every call.
+        allow_plaintext_token: lets the token travel in plain text to a host that is not this one.
+        retry: when refused calls are tried again; None: never.
+        timeout_s: deadline of each call that is given none; None: no deadline.
+        channel: an open channel to use instead of `target`, `tls` and `retry`; it stays the caller's to close.
 
-    Every method takes `timeout_s` (None: no deadline) and raises a `TasteClientError` when the call fails.
+    Every method takes `timeout_s`, seconds until the call fails with DeadlineExceededError (None: that of the client;
+    `math.inf`: none), and raises a `TasteClientError` when the call fails.
+
+    Raises:
+        ValueError: arguments contradict each other, or would show the token to the network.
+        OSError: a file of `tls` cannot be read.
     """
 
-    def __init__(self, target: str = DEFAULT_TARGET, *, channel: grpc.Channel | None = None) -> None:
-        self._owned = None if channel else grpc.insecure_channel(target, options=CHANNEL_OPTIONS)
+    def __init__(
+        self,
+        target: str = DEFAULT_TARGET,
+        *,
+        tls: Tls | bool | None = None,
+        token: str | None = None,
+        allow_plaintext_token: bool = False,
+        retry: Retry | None = Retry(),  # noqa: B008  # immutable
+        timeout_s: float | None = None,
+        channel: grpc.Channel | None = None,
+    ) -> None:
+        self._connection = Connection(
+            target,
+            tls=tls,
+            token=token,
+            allow_plaintext_token=allow_plaintext_token,
+            retry=retry,
+            timeout_s=timeout_s,
+            has_channel=channel is not None,
+        )
+        self._owned = self._connection.open() if channel is None else None
         self._stub = TasteServiceStub(channel or self._owned)  # type: ignore[arg-type]  # one of them is there
 
     def __enter__(self) -> Self:
@@ -143,16 +176,13 @@ class TasteClient:
         self.close()
 
     def close(self) -> None:
-        """Closes the connection and ends its calls."""
+        """Closes the connection and ends its calls; a given channel stays open."""
         if self._owned is not None:
             self._owned.close()
 
     def model_info(self, *, timeout_s: float | None = None) -> GetModelInfoResponse:
         """What is loaded, what it can do, and the limits as they are set."""
-        try:
-            return self._stub.GetModelInfo(GetModelInfoRequest(), timeout=timeout_s)
-        except grpc.RpcError as error:
-            raise from_rpc_error(error) from None
+        return self._unary(self._stub.GetModelInfo, GetModelInfoRequest(), timeout_s)
 
     def tokenize(
         self,
@@ -169,14 +199,11 @@ class TasteClient:
         samples, see `audio_clip`, whose exceptions are raised too.
         """
         request = tokenize_request(audio, text, text_ids, sample_rate_hz)
-        try:
-            return self._stub.Tokenize(request, timeout=timeout_s)
-        except grpc.RpcError as error:
-            raise from_rpc_error(error) from None
+        return self._unary(self._stub.Tokenize, request, timeout_s)
 
     def generate(
         self,
-        segments: Iterable[Segment],
+        segments: Segment | Iterable[Segment],
         *,
         emit: Emit | None = None,
         timeout_s: float | None = None,
@@ -186,11 +213,12 @@ class TasteClient:
 
         The call starts at once. `emit` says when results leave; for `options` see `GenerateOptions`.
         """
-        return ResultStream(self._stub.Generate(generate_request(segments, emit, options), timeout=timeout_s))
+        request = generate_request(segments, emit, options)
+        return ResultStream(self._stub.Generate(request, **self._connection.call_options(timeout_s)), self._error_of)
 
     def detokenize(
         self,
-        segments: Iterable[Segment],
+        segments: Spoken,
         *,
         speaker: Speaker | None = None,
         sample_rate_hz: int | None = None,
@@ -202,9 +230,60 @@ class TasteClient:
         """Speaks `segments` while they arrive.
 
         `segments` is read on a thread of gRPC's, as fast as the server takes them; what it raises is raised to the
-        reader. Every message has its `format` filled in. `speaker` is required unless `resume_state` is given.
+        reader. Every message has its `format` filled in. `speaker` is required unless `resume_state` is given, or
+        `segments` is a SpokenText that has one.
         """
-        requests = _Requests(detokenize_config(speaker, sample_rate_hz, encoding, seed, resume_state), segments)
-        call = self._stub.Detokenize(iter(requests), timeout=timeout_s)
-        requests.bind(call)
-        return ResultStream(call, FormatRepeater(), requests)
+        voice = voice_of(segments, speaker, resume_state)
+        config = detokenize_config(voice, sample_rate_hz, encoding, seed, resume_state)
+        call, requests = self._start_speaking(config, segments, timeout_s)
+        return ResultStream(call, self._error_of, FormatRepeater(), requests)
+
+    def speak(
+        self,
+        segments: Segment | Iterable[Segment],
+        *,
+        speaker: Speaker | None = None,
+        emit: Emit = "sentence",
+        on_result: OnResult | None = None,
+        sample_rate_hz: int | None = None,
+        encoding: PcmEncoding = "linear16",
+        resume_state: bytes | None = None,
+        timeout_s: float | None = None,
+        **options: Unpack[GenerateOptions],
+    ) -> SpeechStream:
+        """Continues a conversation, as `generate` does, and speaks the answer while it is being generated.
+
+        Both calls start at once, and each has until `timeout_s`. `emit` says how much is spoken at a time. `on_result`
+        is called with each result, on a thread of gRPC's; what it raises is raised to the reader. A `seed` among the
+        options goes into both calls. A model that chooses not to speak gives an empty stream.
+        """
+        config = detokenize_config(speaker, sample_rate_hz, encoding, options.get("seed"), resume_state)
+        taken = Answer(on_result)
+        answer = self.generate(segments, emit=emit, timeout_s=timeout_s, **options)
+
+        def spoken() -> Iterator[Segment]:
+            for result in answer:
+                if (segment := taken.take(result)) is not None:
+                    yield segment
+
+        call, requests = self._start_speaking(config, spoken(), timeout_s)
+        return SpeechStream(call, self._error_of, requests, answer, taken.results)
+
+    def _start_speaking(
+        self, config: DetokenizeConfig, segments: Spoken, timeout_s: float | None
+    ) -> tuple[Any, SpokenRequests]:
+        requests = SpokenRequests(config, segments)
+        call = self._stub.Detokenize(iter(requests), **self._connection.call_options(timeout_s))
+        # The thread that reads the requests must not be what keeps the call alive: dropping the stream ends it.
+        ending = weakref.WeakMethod(call.cancel)
+        requests.bind(lambda: (end := ending()) and end())
+        return call, requests
+
+    def _unary(self, method: Callable[..., _T], request: Any, timeout_s: float | None) -> _T:
+        try:
+            return method(request, **self._connection.call_options(timeout_s))
+        except grpc.RpcError as error:
+            raise self._error_of(error) from None
+
+    def _error_of(self, error: Any) -> TasteClientError:
+        return self._connection.error(error.code(), error.details(), error.trailing_metadata())

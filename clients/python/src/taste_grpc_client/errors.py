@@ -3,13 +3,15 @@
 ::
 
     TasteClientError
-    ├── InvalidArgumentError (ValueError)   the server refused a field; `violations` names it
+    ├── InvalidArgumentError (ValueError)   the server refused a field; `field` names it
     ├── ModelError                          the loaded model cannot do what was asked
     ├── OverloadedError                     no room for another call; `retry_after_s` says when to try again
+    ├── MessageTooLargeError (ValueError)   a request, or an answer, is larger than one side accepts
     ├── UnavailableError                    not reachable, loading or draining; `retry_after_s` likewise
     ├── AuthenticationError                 no, unknown or insufficient credentials
     ├── CallCancelledError                  the call was cancelled
     ├── DeadlineExceededError (TimeoutError)
+    │   └── IdleError                       the server waited too long for the next segment
     ├── UnimplementedError                  the server does not offer the method
     └── ServerError                         a fault of the server; `request_id` finds it in its log
 
@@ -28,6 +30,7 @@ from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 
 _DETAILS_KEY = "grpc-status-details-bin"
+_REQUEST_ID_KEY = "x-request-id"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +42,8 @@ class FieldViolation:
 
 
 @dataclass(frozen=True, slots=True)
-class _Details:
-    """What a status carries beside code and message."""
+class StatusDetails:
+    """What a status carries beside code and message; see `TasteClientError`."""
 
     reason: str = ""
     violations: tuple[FieldViolation, ...] = ()
@@ -60,8 +63,8 @@ class TasteClientError(Exception):
         request_id: the name of the call in the server's log; empty when not told.
     """
 
-    def __init__(self, code: grpc.StatusCode, message: str, details: _Details | None = None) -> None:
-        details = details or _Details()
+    def __init__(self, code: grpc.StatusCode, message: str, details: StatusDetails | None = None) -> None:
+        details = details or StatusDetails()
         self.code = code
         self.message = message
         self.reason = details.reason
@@ -70,9 +73,14 @@ class TasteClientError(Exception):
         self.request_id = details.request_id
         super().__init__(f"{code.name}: {message}" + (f" (request {self.request_id})" if self.request_id else ""))
 
+    @property
+    def field(self) -> str:
+        """Path of the first field the server refused; empty when it named none."""
+        return self.violations[0].field if self.violations else ""
+
 
 class InvalidArgumentError(TasteClientError, ValueError):
-    """The server refused a value; `violations` names the fields."""
+    """The server refused a value; `field` names the first, `violations` all."""
 
 
 class ModelError(TasteClientError):
@@ -80,7 +88,11 @@ class ModelError(TasteClientError):
 
 
 class OverloadedError(TasteClientError):
-    """The server has no room for another call, or the message was too large."""
+    """The server has no room for another call."""
+
+
+class MessageTooLargeError(TasteClientError, ValueError):
+    """A message is larger than the side that receives it accepts; `limits.max_request_bytes` says how much that is."""
 
 
 class UnavailableError(TasteClientError):
@@ -97,6 +109,10 @@ class CallCancelledError(TasteClientError):
 
 class DeadlineExceededError(TasteClientError, TimeoutError):
     """The call took longer than its timeout."""
+
+
+class IdleError(DeadlineExceededError):
+    """The server waited longer for the next segment of the call than it allows (`limits.max_idle_ms`)."""
 
 
 class UnimplementedError(TasteClientError):
@@ -120,25 +136,35 @@ _CLASSES: dict[grpc.StatusCode, type[TasteClientError]] = {
 }
 
 
-def from_rpc_error(error: grpc.RpcError) -> TasteClientError:
-    """The exception for a failed call of a blocking or an asyncio stub."""
-    # A blocking call's trailers are pairs, an asyncio call's a Metadata that iterates as pairs.
-    trailers: Iterable[tuple[str, str | bytes]] = cast(Any, error.trailing_metadata()) or ()
-    blob = next((value for key, value in trailers if key == _DETAILS_KEY), None)
-    details = _parse(blob) if isinstance(blob, bytes) else _Details()
-    return _CLASSES.get(error.code(), ServerError)(error.code(), error.details() or "no details", details)
+def from_status(code: grpc.StatusCode, message: str, trailers: object) -> TasteClientError:
+    """The exception for a call that ended with `code`.
+
+    `trailers` is the trailing metadata of a blocking call (pairs) or of an asyncio one (iterates as pairs), or None.
+    """
+    pairs = dict(cast("Iterable[tuple[str, str | bytes]]", trailers or ()))
+    details = _parse(pairs.get(_DETAILS_KEY), str(pairs.get(_REQUEST_ID_KEY, "")))
+    return _class_of(code, details.reason, message)(code, message, details)
 
 
-def _parse(blob: bytes) -> _Details:
+def _class_of(code: grpc.StatusCode, reason: str, message: str) -> type[TasteClientError]:
+    if reason == "ERROR_REASON_IDLE":
+        return IdleError
+    # gRPC itself refuses it, on either side, and says no more than this.
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED and not reason and "larger than max" in message:
+        return MessageTooLargeError
+    return _CLASSES.get(code, ServerError)
+
+
+def _parse(blob: Any, request_id: str) -> StatusDetails:
     status = status_pb2.Status()
     try:
-        status.ParseFromString(blob)
-        return _collect(status)
+        status.ParseFromString(blob if isinstance(blob, bytes) else b"")
+        return _collect(status, request_id)
     except DecodeError:  # the code and the message still hold
-        return _Details()
+        return StatusDetails(request_id=request_id)
 
 
-def _collect(status: status_pb2.Status) -> _Details:
+def _collect(status: status_pb2.Status, request_id: str) -> StatusDetails:
     info = error_details_pb2.ErrorInfo()
     bad = error_details_pb2.BadRequest()
     retry = error_details_pb2.RetryInfo()
@@ -149,9 +175,9 @@ def _collect(status: status_pb2.Status) -> _Details:
             retry_after_s = retry.retry_delay.seconds + retry.retry_delay.nanos * 1e-9
         else:
             _ = packed.Unpack(info) or packed.Unpack(bad) or packed.Unpack(request)
-    return _Details(
+    return StatusDetails(
         reason=info.reason,
         violations=tuple(FieldViolation(v.field, v.description) for v in bad.field_violations),
         retry_after_s=retry_after_s,
-        request_id=request.request_id,
+        request_id=request.request_id or request_id,
     )

@@ -23,6 +23,7 @@ from taste.v1.taste_pb2 import (
     TokenizeRequest,
 )
 from taste_grpc_client.audio import AudioSource, audio_clip
+from taste_grpc_client.spoken_text import SpokenText
 
 Emit: TypeAlias = Literal["word", "sentence"] | int
 """When results leave: at every word, at every sentence end, or at every so many words."""
@@ -60,9 +61,19 @@ def tokenize_request(
     return TokenizeRequest(audio=audio_clip(audio, sample_rate_hz), text=text, text_ids=text_ids)
 
 
-def generate_request(segments: Iterable[Segment], emit: Emit | None, options: GenerateOptions) -> GenerateRequest:
+def generate_request(
+    segments: Segment | Iterable[Segment], emit: Emit | None, options: GenerateOptions
+) -> GenerateRequest:
     """The request of `generate`."""
-    return GenerateRequest(segments=segments, emit_policy=_emit_policy(emit), **options)
+    history = [segments] if isinstance(segments, Segment) else segments
+    return GenerateRequest(segments=map(_checked, history), emit_policy=_emit_policy(emit), **options)
+
+
+def _checked(segment: object) -> Segment:
+    if isinstance(segment, Segment):
+        return segment
+    advice = "; its .segment(role) is one" if isinstance(segment, SpokenText) else ""
+    raise TypeError(f"segments: a Segment was expected, not {type(segment).__name__}{advice}")
 
 
 def _emit_policy(emit: Emit | None) -> EmitPolicy | None:
@@ -75,6 +86,13 @@ def _emit_policy(emit: Emit | None) -> EmitPolicy | None:
     if isinstance(emit, int):
         return EmitPolicy(every_words=emit)
     raise ValueError(f"emit: 'word', 'sentence' or a number of words was expected, not {emit!r}")
+
+
+def voice_of(segments: object, speaker: Speaker | None, resume_state: bytes | None) -> Speaker | None:
+    """Whose voice `detokenize` is to use: that of a SpokenText when none is given."""
+    if isinstance(segments, SpokenText) and speaker is None and resume_state is None:
+        return segments.speaker
+    return speaker
 
 
 def detokenize_config(

@@ -26,7 +26,7 @@ _ROLES: dict[str, Role.ValueType] = {"system": ROLE_SYSTEM, "user": ROLE_USER, "
 
 def text_segment(text: str, role: RoleName = "user") -> Segment:
     """Written text."""
-    return Segment(role=_role(role), modality=MODALITY_TEXT, text=text)
+    return Segment(role=role_of(role), modality=MODALITY_TEXT, text=text)
 
 
 def audio_segment(
@@ -38,7 +38,7 @@ def audio_segment(
 ) -> Segment:
     """Recorded speech; the server transcribes it unless `transcript` is given. Raises as `audio_clip` does."""
     recorded = SegmentAudio(clip=audio_clip(source, sample_rate_hz), transcript=transcript)
-    return Segment(role=_role(role), modality=MODALITY_AUDIO, audio=recorded)
+    return Segment(role=role_of(role), modality=MODALITY_AUDIO, audio=recorded)
 
 
 def token_segment(tokenized: TokenizeResponse, role: RoleName = "user") -> Segment:
@@ -48,11 +48,13 @@ def token_segment(tokenized: TokenizeResponse, role: RoleName = "user") -> Segme
         word_ids=tokenized.word_ids,
         taste_tokens=tokenized.taste_tokens,
         text=tokenized.text,
+        words=tokenized.words,
     )
-    return Segment(role=_role(role), modality=MODALITY_AUDIO, tokens=tokens)
+    return Segment(role=role_of(role), modality=MODALITY_AUDIO, tokens=tokens)
 
 
-def _role(name: str) -> Role.ValueType:
+def role_of(name: RoleName) -> Role.ValueType:
+    """The value of a role's name. Raises ValueError."""
     if name not in _ROLES:
         raise ValueError(f"role: {name!r} is none of {', '.join(_ROLES)}")
     return _ROLES[name]
