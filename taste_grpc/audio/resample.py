@@ -54,6 +54,18 @@ class ResamplerState:
         """The start of a stream."""
         return cls(np.zeros(0, np.float32), 0, 0)
 
+    def at_rate(self, from_hz: int, old_hz: int, new_hz: int) -> ResamplerState:
+        """The state of a stream that goes on with `new_hz` where this one, to `old_hz`, stands.
+
+        What the new filter would have heard earlier than the old one kept is silence to it.
+        """
+        if old_hz == new_hz:
+            return self
+        grid = from_hz // math.gcd(from_hz, new_hz)
+        start = self.start // grid * grid
+        history = np.concatenate([np.zeros(self.start - start, np.float32), self.history])
+        return ResamplerState(history, start, self.emitted * new_hz // old_hz)
+
 
 class StreamResampler:
     """Resamples a stream that arrives in chunks of any size.

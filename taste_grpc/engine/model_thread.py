@@ -1,59 +1,17 @@
-"""The thread model work runs on, and how a call on the event loop waits for it."""
+"""A thread for work that is done in one piece, and how a call on the event loop waits for it."""
 
 from __future__ import annotations
 
 import asyncio
-import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from typing import TypeVar
 
-from taste_grpc.errors import CallAbortedError, UnavailableError
+from taste_grpc.engine.call_abort import CallAbort
+from taste_grpc.errors import UnavailableError
 
 T = TypeVar("T")
-
-
-class CallAbort:
-    """One call as the model thread knows it: whether it is still wanted, and how far it has come.
-
-    Set on the event loop, called by the model thread between steps.
-
-    Attributes:
-        checks: how often it was looked at, which is how many steps, layers and the like were begun.
-    """
-
-    def __init__(self) -> None:
-        self._wanted = threading.Event()
-        self._arrived = time.monotonic()
-        self._began: float | None = None
-        self.checks = 0
-
-    @property
-    def is_set(self) -> bool:
-        """Whether the call was asked to stop."""
-        return self._wanted.is_set()
-
-    @property
-    def queued_ms(self) -> float:
-        """From the making of this object until the call's first piece of work began, or until now if none has."""
-        return 1000.0 * ((self._began or time.monotonic()) - self._arrived)
-
-    def begin(self) -> None:
-        """Note that a piece of the call's work begins."""
-        if self._began is None:
-            self._began = time.monotonic()
-
-    def set(self) -> None:
-        """Ask the call's model work to stop at its next check."""
-        self._wanted.set()
-
-    def __call__(self) -> None:
-        """Raise CallAbortedError when the call is no longer wanted."""
-        if self._wanted.is_set():
-            raise CallAbortedError("the call was cancelled")
-        self.checks += 1
 
 
 class ModelThread:
@@ -62,7 +20,7 @@ class ModelThread:
     Calls hand in a step at a time, so several of them take turns.
     """
 
-    def __init__(self, name: str = "taste-model") -> None:
+    def __init__(self, name: str) -> None:
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
         self._closed = False
 

@@ -131,13 +131,17 @@ class DetokenizeConfig:
     """How speech is to sound. Exactly one of `speaker_embedding` `[192]` and `reference` is given,
     or neither with a `resume_state`, which carries the speaker.
 
-    `out_sample_rate_hz` and `seed`, when given, win over those of the state; else 16,000 Hz and a new seed."""
+    `out_sample_rate_hz` and `seed`, when given, win over those of the state; else 16,000 Hz and a new seed.
+    Speech is made phrase by phrase, of at most `max_chunk_words` words; `look_ahead_words` after each are shown to the
+    model, so that a phrase inside a sentence does not sound like its end."""
 
     speaker_embedding: Float32Array | None = None
     reference: Waveform | None = None
     out_sample_rate_hz: int | None = None
     seed: int | None = None
     resume_state: bytes | None = None
+    max_chunk_words: int | None = None
+    look_ahead_words: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

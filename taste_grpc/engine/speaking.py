@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Iterator
+from dataclasses import replace
 from itertools import accumulate
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,138 +14,156 @@ from torch import Tensor
 from taste_grpc.engine.loading import LoadedModel
 from taste_grpc.engine.protocol import DetokenizeChunk, DetokenizeConfig, Float32Array, SegmentInput
 from taste_grpc.engine.resume import ResumeState
+from taste_grpc.engine.resume_check import check_state
 from taste_grpc.errors import InvalidInputError
 from taste_grpc.model.abort import AbortCheck
-from taste_grpc.streaming import DetokenizedChunk, TASTESegment, taste_detokenize
+from taste_grpc.model.speech_decoder.inputs import SpokenWords
+from taste_grpc.streaming import TASTESegment
 from taste_grpc.streaming.conversation import spoken_word_ids
+from taste_grpc.streaming.phrases import Phrasing, cut_phrases
+from taste_grpc.streaming.speech_stream import MAX_CHUNK_TOKENS, SpeechPiece, SpeechState, SpeechStream, Voice
+from taste_grpc.streaming.spelling import spelled_words
+from taste_grpc.streaming.work import Emit, Work
 
 DEFAULT_RATE_HZ = 16_000
-MAX_UTTERANCE_IDS = 1024
-"""Text ids of one utterance, over all its segments: each is made from everything before it."""
-MAX_UTTERANCE_UNITS = 30_000
-"""Speech units of one utterance (ten minutes) after which it takes no more segments."""
 
 
 class Utterance:
-    """Speech that grows segment by segment. Used from one thread at a time.
+    """Speech that grows segment by segment, at a cost that does not depend on what was spoken before.
+
+    The methods that return `Work` run on the model thread, one at a time.
+
+    Args:
+        loaded: the model.
+        config: of the call.
+        voice: speaker embedding; None with a resume state, which has its own.
+        abort: called between layers and steps.
 
     Raises InvalidInputError when the voice or the resume state in `config` cannot be used.
     """
 
-    def __init__(self, loaded: LoadedModel, config: DetokenizeConfig, voice: Float32Array | None) -> None:
+    def __init__(
+        self, loaded: LoadedModel, config: DetokenizeConfig, voice: Float32Array | None, abort: AbortCheck
+    ) -> None:
         self._loaded = loaded
-        self._segments = 0
-        revision, width = loaded.info.revision, loaded.info.speaker_embedding_dim
-        self._flow = loaded.processor.get_generator(loaded.model.device).config.flow
+        self._phrasing = _phrasing(config)
+        self._index = 0
+        self._segment_index = 0
+        self._units = 0
+        generator = loaded.processor.get_generator(loaded.model.device)
+        state = SpeechState.empty(generator.config.flow.mel_bins)
         if config.resume_state is not None:
-            self.state = self._resumed(config, revision)
+            resumed = ResumeState.unpack(config.resume_state, loaded.info.revision)
+            self._voice = _resumed_voice(resumed, config, loaded.info.speaker_embedding_dim)
+            state = resumed.speech()
         elif voice is not None:
-            self.state = ResumeState(
-                model_revision=revision,
+            self._voice = Voice(
+                speaker=_checked_speaker(voice, loaded.info.speaker_embedding_dim, "config.speaker_embedding"),
                 seed=secrets.randbits(63) if config.seed is None else config.seed % 2**64,
-                out_sample_rate_hz=config.out_sample_rate_hz or DEFAULT_RATE_HZ,
-                speaker=_checked_voice(voice, width),
+                sample_rate_hz=config.out_sample_rate_hz or DEFAULT_RATE_HZ,
             )
         else:
             raise InvalidInputError("config.speaker", "is missing: give a speaker embedding or a reference clip")
-        self._voice = torch.tensor([self.state.speaker], dtype=torch.float32)
+        self._stream = SpeechStream(loaded.model, generator, self._voice, state, abort=abort)
+        if config.resume_state is not None:
+            check_state(loaded, state, self._stream.windowing)
+            state.resampler = state.resampler.at_rate(
+                generator.sampling_rate_hz, resumed.out_sample_rate_hz, self._voice.sample_rate_hz
+            )
 
-    def _resumed(self, config: DetokenizeConfig, revision: str) -> ResumeState:
-        state = ResumeState.unpack(config.resume_state or b"", revision)
-        self._check(state)
-        rate_hz = config.out_sample_rate_hz or state.out_sample_rate_hz
-        spoken = self._flow.frames(len(state.speech_ids)) * self._flow.hop_samples
-        return state.model_copy(
-            update={
-                "seed": state.seed if config.seed is None else config.seed % 2**64,
-                "out_sample_rate_hz": rate_hz,
-                "samples": round(spoken * rate_hz / self._flow.sampling_rate_hz),
-            }
+    @property
+    def unit_count(self) -> int:
+        """Speech units made in this call."""
+        return self._units
+
+    def say(self, given: SegmentInput, segment: TASTESegment) -> Work[DetokenizeChunk]:
+        """Speak one more segment: emits a `DetokenizeChunk` for each phrase but the last, whose chunk it returns.
+
+        Close the segment with `close_segment` afterwards.
+        """
+        words, rows = self._spell(given, segment)
+        tokenizer = self._loaded.processor.audio_tokenizer
+        chunk: DetokenizeChunk | None = None
+        for start, end, seen in self._chunks(words, given):
+            if chunk is not None:
+                yield Emit(chunk)
+            spoken = SpokenWords.of(words[start:end], rows[start:end], tokenizer)
+            ahead = SpokenWords.of(words[end:seen], rows[end:seen], tokenizer)
+            piece = yield from self._stream.speak(spoken, ahead)
+            self._units += len(piece.units)
+            chunk = self._chunk(piece)
+        if chunk is None:
+            raise InvalidInputError(_field_of(given, "text_ids"), "has no word that can be spoken")
+        return chunk
+
+    def close_segment(self, chunk: DetokenizeChunk | None, *, flush: bool) -> Work[DetokenizeChunk]:
+        """The segment's last chunk, made of its last phrase's unless that has left already (None).
+
+        With `flush` it carries the audio that was held back as well.
+        """
+        rest: SpeechPiece | None = None
+        if flush:
+            rest = yield from self._stream.finish()
+        if chunk is None:
+            position = self._stream.state.resampler.emitted
+            chunk = self._empty_chunk(position if rest is None else rest.first_sample)
+        if rest is not None:
+            chunk = replace(chunk, samples=np.concatenate([chunk.samples, rest.audio.samples]))
+        self._segment_index += 1
+        state = ResumeState.of(self._stream.state, self._voice, self._loaded.info.revision)
+        return replace(chunk, is_final=True, resume_state=state.pack())
+
+    def _chunk(self, piece: SpeechPiece) -> DetokenizeChunk:
+        chunk = replace(
+            self._empty_chunk(piece.first_sample),
+            samples=piece.audio.samples,
+            speech_ids=np.asarray(piece.units, np.int64),
+        )
+        return chunk
+
+    def _empty_chunk(self, first_sample: int) -> DetokenizeChunk:
+        self._index += 1
+        return DetokenizeChunk(
+            samples=np.zeros(0, np.float32),
+            sample_rate_hz=self._voice.sample_rate_hz,
+            first_sample=first_sample,
+            speech_ids=np.zeros(0, np.int64),
+            index=self._index - 1,
+            segment_index=self._segment_index,
+            is_final=False,
         )
 
-    def _check(self, state: ResumeState) -> None:
-        """Hold a state that came from outside against the sizes of the model."""
-        info, units = self._loaded.info, self._loaded.model.config.speech_decoder.units
-        fits = (
-            len(state.speaker) == info.speaker_embedding_dim
-            and any(state.speaker)
-            and len(state.text_ids) <= MAX_UTTERANCE_IDS
-            and len(state.speech_ids) <= MAX_UTTERANCE_UNITS
-            and all(text_id < info.text_vocab_size for text_id in state.text_ids)
-            and all(unit < units for unit in state.speech_ids)
-            and all(len(row) == info.vq_dim for row in state.taste_ids)
-            and all(code < info.codebook_size for row in state.taste_ids for code in row)
-            and list(state.word_ids) == sorted(state.word_ids)
-            and bool(state.text_ids) == bool(state.taste_ids)
-            and not (state.speech_ids and not state.text_ids)
-        )
-        if not fits:
-            raise InvalidInputError("resume_state", "does not fit the model, or is longer than an utterance may be")
+    def _chunks(self, words: list[str], given: SegmentInput) -> Iterator[tuple[int, int, int]]:
+        """Phrases of `words` as (start, end, seen), none with more tokens than can be spoken at once."""
+        tokenizer = self._loaded.processor.audio_tokenizer
+        sizes = [len(tokenizer.encode(word, add_special_tokens=False, split_special_tokens=True)) for word in words]
+        for index, size in enumerate(sizes):
+            if size > MAX_CHUNK_TOKENS:
+                raise InvalidInputError(
+                    _field_of(given, "text_ids"),
+                    f"has a word of {size} tokens of speech (word {index}); at most {MAX_CHUNK_TOKENS} are allowed",
+                )
+        for cut in cut_phrases(words, self._phrasing):
+            start = cut.start
+            for end in range(cut.start + 1, cut.end + 1):
+                if end == cut.end or sum(sizes[start : end + 1]) > MAX_CHUNK_TOKENS:
+                    yield start, end, cut.seen if end == cut.end else end
+                    start = end
 
-    def say(self, given: SegmentInput, segment: TASTESegment, abort: AbortCheck) -> DetokenizeChunk:
-        """Speak one more segment; the chunk holds the new audio and the state after it."""
+    def _spell(self, given: SegmentInput, segment: TASTESegment) -> tuple[list[str], list[tuple[int, ...]]]:
+        """The words that spell anything, and their codes."""
         if segment.taste_ids is None or segment.length == 0:
             raise InvalidInputError("segment", "must be of modality AUDIO and carry words with codes")
-        state, units_before = self.state, len(self.state.speech_ids)
-        total = len(state.text_ids) + segment.length
-        if total > MAX_UTTERANCE_IDS or units_before > MAX_UTTERANCE_UNITS:
-            raise InvalidInputError(
-                _field_of(given, "text_ids"),
-                f"makes the utterance {total} text ids long; at most {MAX_UTTERANCE_IDS} are spoken in one go: "
-                "begin a new call without resume_state",
-            )
-        offset = state.word_ids[-1] + 1 if state.word_ids else 0
-        word_ids = [offset + word for word in self._word_ids(given, segment.text_ids, segment.taste_ids)]
-        spoken = self._detokenize(
-            given,
-            self._loaded.model,
-            self._loaded.processor,
-            self._voice,
-            _row(state.text_ids),
-            torch.tensor([state.taste_ids]) if state.taste_ids else None,
-            _row(state.speech_ids),
-            state.audio_ms,
-            segment.text_ids,
-            segment.taste_ids,
-            torch.tensor([word_ids]),
-            _row(state.word_ids),
-            state.out_sample_rate_hz,
-            seed=state.seed,
-            abort=abort,
-        )
-        units: list[int] = spoken["speech_ids"][0].tolist()
-        samples = spoken["audio_waveform"][0].numpy()
-        self.state = state.model_copy(
-            update={
-                "samples": state.samples + len(samples),
-                "audio_ms": state.audio_ms + spoken["chunk_duration_ms"],
-                "text_ids": state.text_ids + tuple(segment.text_ids[0].tolist()),
-                "word_ids": state.word_ids + tuple(word_ids),
-                "taste_ids": state.taste_ids + tuple(tuple(row) for row in segment.taste_ids[0].tolist()),
-                "speech_ids": tuple(units),
-            }
-        )
-        self._segments += 1
-        return DetokenizeChunk(
-            samples=samples,
-            sample_rate_hz=state.out_sample_rate_hz,
-            first_sample=state.samples,
-            speech_ids=np.asarray(units[units_before:], np.int64),
-            index=self._segments - 1,
-            segment_index=self._segments - 1,
-            is_final=True,
-            resume_state=self.state.pack(),
-        )
-
-    @staticmethod
-    def _detokenize(given: SegmentInput, *arguments: Any, **options: Any) -> DetokenizedChunk:
-        """`taste_detokenize`, with the argument an error names put in the words of the contract."""
+        word_ids = torch.tensor([self._word_ids(given, segment.text_ids, segment.taste_ids)])
+        loaded = self._loaded
         try:
-            return taste_detokenize(*arguments, **options)
+            spelled, rows = spelled_words(
+                loaded.model, loaded.processor, "", segment.text_ids, segment.taste_ids, word_ids
+            )
         except InvalidInputError as error:
-            if error.field.startswith("prev_"):
-                raise InvalidInputError("resume_state", error.description) from None
             raise InvalidInputError(_field_of(given, error.field), error.description) from None
+        spoken = [(word, tuple(row)) for word, row in zip(spelled, rows, strict=True) if word.strip()]
+        return [word for word, _ in spoken], [row for _, row in spoken]
 
     def _word_ids(self, given: SegmentInput, text_ids: Tensor, taste_ids: Tensor) -> list[int]:
         """Word index of each id of a segment, from 0."""
@@ -162,23 +181,33 @@ class Utterance:
         return [ranks[word] for word in words]
 
 
-def _checked_voice(voice: Float32Array, width: int) -> tuple[float, ...]:
-    where = "config.speaker_embedding"
-    if len(voice) != width:
-        raise InvalidInputError(where, f"has {len(voice)} values; the model has {width}")
+def _phrasing(config: DetokenizeConfig) -> Phrasing:
+    usual = Phrasing()
+    most = usual.max_words if config.max_chunk_words is None else config.max_chunk_words
+    ahead = usual.look_ahead_words if config.look_ahead_words is None else config.look_ahead_words
+    return Phrasing(min(usual.min_words, most), most, ahead)
+
+
+def _resumed_voice(state: ResumeState, config: DetokenizeConfig, width: int) -> Voice:
+    return Voice(
+        speaker=_checked_speaker(state.speaker.numpy(), width, "resume_state"),
+        seed=state.seed if config.seed is None else config.seed % 2**64,
+        sample_rate_hz=config.out_sample_rate_hz or state.out_sample_rate_hz,
+    )
+
+
+def _checked_speaker(voice: Float32Array, width: int, where: str) -> Tensor:
+    if voice.shape != (width,):
+        raise InvalidInputError(where, f"has {voice.size} values; the model has {width}")
     if not np.isfinite(voice).all() or not voice.any():
         raise InvalidInputError(where, "is all zero, or has values that are NaN or infinite")
-    return tuple(float(value) for value in voice)
+    return torch.from_numpy(voice.astype(np.float32))[None]
 
 
 def _field_of(given: SegmentInput, name: str) -> str:
-    """Path of what a segment's argument `name` of `taste_detokenize` came from."""
+    """Path of what a segment's argument `name` of `spelled_words` came from."""
     if given.words is not None:
         return "segment.words.words"
     if given.audio is not None:
         return "segment.audio" if given.text is None else "segment.audio.transcript"
     return "segment.tokens.taste_tokens" if name == "taste_ids" else f"segment.tokens.{name}"
-
-
-def _row(ids: tuple[int, ...]) -> Tensor | None:
-    return torch.tensor([ids]) if ids else None

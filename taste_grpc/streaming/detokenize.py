@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
@@ -18,10 +17,9 @@ from taste_grpc.model.processor import TasteProcessor
 from taste_grpc.model.speech_decoder.inputs import SpokenWords, decoder_inputs
 from taste_grpc.model.speech_decoder.unit_sampler import UnitSampler
 from taste_grpc.model.taste import TasteForCausalLM
-from taste_grpc.model.text.words import words_of
-from taste_grpc.streaming.conversation import check_codes, spoken_word_ids
 from taste_grpc.streaming.model_lock import model_lock
-from taste_grpc.streaming.segments import check_ids, check_range, check_text_ids, check_word_ids
+from taste_grpc.streaming.segments import check_ids, check_range
+from taste_grpc.streaming.spelling import spelled_words
 
 MIN_RATE_HZ, MAX_RATE_HZ = 8_000, 96_000
 _AUDIO_MS_SLACK = 100.0  # callers add up rounded chunk durations
@@ -90,7 +88,9 @@ def taste_detokenize(
         raise InvalidInputError("out_sampling_rate", f"{out_sampling_rate} is outside {MIN_RATE_HZ}..{MAX_RATE_HZ} Hz")
     seed = 0 if seed is None else check_integer("seed", seed)
     before = _previous(model, processor, prev_text_ids, prev_taste_ids, prev_speech_ids, prev_text_word_ids)
-    new = _words(model, processor, "", text_ids, taste_ids, text_word_ids)
+    new = SpokenWords.of(
+        *spelled_words(model, processor, "", text_ids, taste_ids, text_word_ids), processor.audio_tokenizer
+    )
     generator = processor.get_generator(model.device)
     config = generator.config.flow
     _check_audio_ms(prev_audio_ms, 1000.0 * len(before.units) / config.unit_rate_hz)
@@ -160,38 +160,5 @@ def _previous(
         raise InvalidInputError(name, "are missing; prev_text_ids are given")
     units = check_ids("prev_speech_ids", speech_ids, 2)[0].tolist()
     check_range("prev_speech_ids", units, model.config.speech_decoder.units)
-    return _Utterance(_words(model, processor, "prev_", text_ids, taste_ids, word_ids), units)
-
-
-def _words(
-    model: TasteForCausalLM,
-    processor: TasteProcessor,
-    prefix: str,
-    text_ids: Tensor | None,
-    taste_ids: Tensor | None,
-    word_ids: Tensor | None,
-) -> SpokenWords:
-    vocab = model.spoken_lm.vocab_size
-    ids = check_text_ids(f"{prefix}text_ids", text_ids, vocab)
-    codes = check_ids(f"{prefix}taste_ids", taste_ids, 3)
-    check_codes(f"{prefix}taste_ids", codes, model.vq_dim, model.config.audio_tower.quantizer.codebook_size)
-    rows: list[list[int]] = codes[0].tolist()
-    if len(rows) != len(ids):
-        raise InvalidInputError(f"{prefix}taste_ids", f"has S = {len(rows)}, but text_ids has S = {len(ids)}")
-    coded = [row[0] != -1 for row in rows]
-    if word_ids is None:
-        words = spoken_word_ids(ids, coded, processor.text_tokenizer.sets(vocab))
-    else:
-        words = check_word_ids(f"{prefix}text_word_ids", word_ids, len(ids))
-    spelled = words_of(ids, words, processor.text_tokenizer)
-    return SpokenWords.of(spelled, _row_per_word(f"{prefix}taste_ids", spelled, words, rows), processor.audio_tokenizer)
-
-
-def _row_per_word(
-    name: str, spelled: Sequence[str], words: Sequence[int], rows: Sequence[Sequence[int]]
-) -> list[Sequence[int]]:
-    starts = [i for i in range(len(words)) if i == 0 or words[i] != words[i - 1]]
-    for word, start in zip(spelled, starts, strict=True):
-        if word.strip() and rows[start][0] == -1:
-            raise InvalidInputError(name, f"has no codes for the word {word.strip()[:40]!r} (row {start})")
-    return [rows[start] for start in starts]
+    words = spelled_words(model, processor, "prev_", text_ids, taste_ids, word_ids)
+    return _Utterance(SpokenWords.of(*words, processor.audio_tokenizer), units)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from taste_grpc.audio import StreamResampler, Waveform
 from taste_grpc.audio.resample import ResamplerState
+from taste_grpc.errors import InvalidInputError
 from taste_grpc.model.abort import AbortCheck, never_abort
 from taste_grpc.model.speech_decoder.decoder import length_rule
 from taste_grpc.model.speech_decoder.inputs import SpokenWords, decoder_inputs
@@ -27,7 +28,12 @@ from taste_grpc.model.voice_generator.mel_stream import MelState, MelWindowing, 
 from taste_grpc.model.voice_generator.wave_stream import WaveState, extend_wave
 from taste_grpc.streaming.work import Turn, UnitSlot, UnitStep, Work
 
+MAX_CHUNK_TOKENS = 256
+"""Tokens of the speech decoder's tokenizer that one chunk may have."""
+
 _MAX_WINDOW_CHUNKS = 8
+_MAX_WINDOW_TOKENS = 512
+_MAX_CHUNK_UNITS = 3000  # a minute; a chunk is a phrase, so this only bounds what nonsense costs
 
 
 @dataclass(frozen=True)
@@ -138,8 +144,13 @@ class SpeechStream:
 
         `ahead` are words that follow, which the decoder is shown but which are not spoken yet.
 
-        Raises InvalidInputError when there is nothing to speak.
+        Raises InvalidInputError when there is nothing to speak, or more than `MAX_CHUNK_TOKENS`.
         """
+        if len(words.tokens.ids) > MAX_CHUNK_TOKENS:
+            tokens = len(words.tokens.ids)
+            raise InvalidInputError(
+                "text_ids", f"make a chunk of {tokens} tokens of speech; at most {MAX_CHUNK_TOKENS} are spoken at once"
+            )
         units = yield from self._decode(words, ahead)
         self.state.unit_count += len(units)
         self._remember(SpokenChunk(words, units))
@@ -155,9 +166,10 @@ class SpeechStream:
         return self._piece(wave, (), last=True)
 
     def _remember(self, chunk: SpokenChunk) -> None:
-        window, units = [chunk], len(chunk.units)
+        window, units, tokens = [chunk], len(chunk.units), len(chunk.words.tokens.ids)
         for earlier in reversed(self.state.window):
-            if units >= self.window_units or len(window) == _MAX_WINDOW_CHUNKS:
+            tokens += len(earlier.words.tokens.ids)
+            if units >= self.window_units or len(window) == _MAX_WINDOW_CHUNKS or tokens > _MAX_WINDOW_TOKENS:
                 break
             window.insert(0, earlier)
             units += len(earlier.units)
@@ -194,6 +206,7 @@ class SpeechStream:
         """Units after `previous`, until end of speech or the greatest length."""
         decoder, sampler = self.model.speech_decoder, UnitSampler(seed=self.voice.seed)
         least, most = length_rule(prompt.shape[1])
+        most = min(most, len(previous) + _MAX_CHUNK_UNITS)
         units: list[int] = []
         if len(previous) >= most:
             return units
@@ -227,9 +240,7 @@ class SpeechStream:
         return (yield from self._in_turns(steps, "flow_frames"))
 
     def _extend_wave(self, mel: Tensor, *, last: bool) -> Work[Tensor]:
-        pieces = extend_wave(
-            self.generator.hift, self.state.wave, mel, self.voice.seed, last=last, abort=self.abort
-        )
+        pieces = extend_wave(self.generator.hift, self.state.wave, mel, self.voice.seed, last=last, abort=self.abort)
         return (yield from self._in_turns(pieces, "vocoder_frames"))
 
     def _in_turns(self, calls: Generator[int, None, Tensor], counter: str) -> Work[Tensor]:

@@ -40,6 +40,15 @@ class UnitSlot:
 
 
 @dataclass(frozen=True, slots=True)
+class Slot(Generic[C]):
+    """A place in a cache, emptied, that is this work's own until `release` is called, once."""
+
+    cache: C
+    index: int
+    release: Callable[[], None]
+
+
+@dataclass(frozen=True, slots=True)
 class TextStep:
     """One decode step of the language model. Answered with a `StepResult`."""
 
@@ -57,15 +66,13 @@ class UnitStep:
 
 
 @dataclass(frozen=True, slots=True)
-class Slot(Generic[C]):
-    """A place in a cache, emptied, that is this work's own until `release` is called, once."""
+class Emit:
+    """Something for whoever asked for the work. Answered with None once there is room for it."""
 
-    cache: C
-    index: int
-    release: Callable[[], None]
+    value: Any
 
 
-Want: TypeAlias = Turn | TextSlot | UnitSlot | TextStep | UnitStep
+Want: TypeAlias = Turn | TextSlot | UnitSlot | TextStep | UnitStep | Emit
 
 Work: TypeAlias = Generator[Want, Any, T]
 """Work that ends with a T."""

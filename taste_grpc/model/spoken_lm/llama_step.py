@@ -6,42 +6,46 @@ because for a single row the products are so short that what surrounds them coun
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from taste_grpc.model.abort import AbortCheck
-from taste_grpc.model.spoken_lm.kv_slots import SlotWindow
+from taste_grpc.model.abort import AbortCheck, never_abort
+from taste_grpc.model.layers.products import product
+from taste_grpc.model.spoken_lm.kv_slots import SlotPass
+
+Attend = Callable[[int, Tensor, Tensor, Tensor, float], Tensor]
+"""(layer, queries `[N, H, d]`, new keys and values `[N, kv_heads, d]`, scale) to mixed values `[N, H, d]`."""
 
 
-def run_layers(llama: Any, rows: Tensor, window: SlotWindow, attention: str, abort: AbortCheck) -> Tensor:
-    """Hidden states `[B, T, D]` after the final norm, for new rows `[B, T, D]` of the slots of `window`.
+def llama_layer(
+    layer: Any, index: int, hidden: Tensor, cos: Tensor, sin: Tensor, attend: Attend, *, rowwise: bool
+) -> Tensor:
+    """One layer over rows `[N, D]`.
 
     Args:
-        llama: transformers' LlamaModel; its rotary module says the angles.
-        rows: in the model's dtype.
-        window: where keys and values go and come from; it is not committed.
-        attention: `sdpa`, or `eager` to write the attention out.
-        abort: called before every layer.
+        layer: transformers' decoder layer; `index` is its number.
+        hidden: in the model's dtype.
+        cos: `[N, 1, head_dim]`, with `sin`, whose first half is negated (see `RotaryTable`).
+        attend: keeps the new keys and values and mixes.
+        rowwise: compute functions that kernels approximate row by row, so that none depends on its neighbours.
     """
-    mask = window.mask(rows.dtype)  # None where every key may be seen
-    cos, sin = llama.rotary_emb(rows, position_ids=window.positions)  # [B, T, head_dim]
-    half = sin.shape[-1] // 2
-    # rotating the halves of a head and multiplying by sin, with the sign put into sin
-    cos, sin = cos[:, None], torch.cat([-sin[..., :half], sin[..., half:]], dim=-1)[:, None]
-    hidden = rows
-    for index, layer in enumerate(llama.layers):
-        abort()
-        hidden = hidden + _attend(
-            layer.self_attn, _norm(layer.input_layernorm, hidden), index, cos, sin, mask, window, attention
-        )
-        hidden = hidden + _feed_forward(layer.mlp, _norm(layer.post_attention_layernorm, hidden))
-    return _norm(llama.norm, hidden)
+    attention = layer.self_attn
+    normed = llama_norm(layer.input_layernorm, hidden)
+    heads = (hidden.shape[0], -1, attention.head_dim)
+    queries, keys, values = (
+        product(projection, normed).reshape(heads)
+        for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
+    )
+    mixed = attend(index, _rotate(queries, cos, sin), _rotate(keys, cos, sin), values, attention.scaling)
+    hidden = hidden + product(attention.o_proj, mixed.flatten(1))
+    return hidden + _feed_forward(layer.mlp, llama_norm(layer.post_attention_layernorm, hidden), rowwise)
 
 
-def _norm(norm: Any, hidden: Tensor) -> Tensor:
+def llama_norm(norm: Any, hidden: Tensor) -> Tensor:
     """Root-mean-square norm; the mean is taken in float32 and the result rounded before the weight, as in Llama."""
     if hidden.dtype == torch.float32:
         return F.rms_norm(hidden, norm.weight.shape, norm.weight, norm.variance_epsilon)
@@ -50,9 +54,11 @@ def _norm(norm: Any, hidden: Tensor) -> Tensor:
     return scaled
 
 
-def _feed_forward(mlp: Any, hidden: Tensor) -> Tensor:
-    out: Tensor = mlp.down_proj(mlp.act_fn(mlp.gate_proj(hidden)).mul_(mlp.up_proj(hidden)))
-    return out
+def _feed_forward(mlp: Any, hidden: Tensor, rowwise: bool) -> Tensor:
+    gate = product(mlp.gate_proj, hidden)
+    # the vectorised part of a kernel and what is left over at its end may differ in the last bit
+    gate = torch.stack([mlp.act_fn(row) for row in gate.contiguous()]) if rowwise else mlp.act_fn(gate)
+    return product(mlp.down_proj, gate.mul_(product(mlp.up_proj, hidden)))
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -60,30 +66,98 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.addcmul(x * cos, torch.roll(x, half, dims=-1), sin)
 
 
-def _attend(
-    attention: Any,
-    hidden: Tensor,
-    index: int,
-    cos: Tensor,
-    sin: Tensor,
-    mask: Tensor | None,
-    window: SlotWindow,
-    kind: str,
-) -> Tensor:
-    heads = (*hidden.shape[:-1], -1, attention.head_dim)
-    queries = _rotate(attention.q_proj(hidden).view(heads).transpose(1, 2), cos, sin)
-    keys = _rotate(attention.k_proj(hidden).view(heads).transpose(1, 2), cos, sin)
-    values = attention.v_proj(hidden).view(heads).transpose(1, 2)
-    keys, values = window.update(keys, values, index)
-    if kind == "sdpa":
-        mixed = F.scaled_dot_product_attention(
-            queries, keys, values, attn_mask=mask, scale=attention.scaling, enable_gqa=True
-        )
-    else:
-        groups = attention.num_key_value_groups
+class LayerRun:
+    """New rows of some calls on their way through the layers, as many layers at a time as the caller likes.
+
+    Between two goes other runs may use the same cache, on other slots. The rows count as read (the slots grow) when
+    the last layer is done; a run that is dropped before leaves the slots as they were.
+
+    Args:
+        llama: transformers' LlamaModel, with a `RoundedRotaryEmbedding`.
+        rows: `[run.rows, D]` in the model's dtype.
+        run: which slots they belong to.
+        kind: `sdpa`, or `eager` to write the attention out.
+        rowwise: see `llama_layer`.
+    """
+
+    def __init__(self, llama: Any, rows: Tensor, run: SlotPass, kind: str, *, rowwise: bool = False) -> None:
+        self._llama, self._hidden, self._run, self._kind, self._rowwise = llama, rows, run, kind, rowwise
+        self._next = 0
+        self._cos, self._sin = llama.rotary_emb.table(int(max(end for _, _, end in run.spans)), rows).at(run.positions)
+        self._masks = [_causal_mask(end - first, window, rows) for first, end, window in run.spans]
+
+    @property
+    def done(self) -> bool:
+        """Whether the rows have been through every layer."""
+        return self._next > len(self._llama.layers)
+
+    def advance(self, layers: int | None = None, abort: AbortCheck = never_abort) -> bool:
+        """Go through the next `layers` (None: all that are left); returns `done`. `abort` is called before each."""
+        count = len(self._llama.layers)
+        stop = count if layers is None else min(self._next + layers, count)
+        for index in range(self._next, stop):
+            abort()
+            self._hidden = llama_layer(
+                self._llama.layers[index],
+                index,
+                self._hidden,
+                self._cos,
+                self._sin,
+                self._attend,
+                rowwise=self._rowwise,
+            )
+            self._next = index + 1
+        if self._next == count:
+            self._hidden = llama_norm(self._llama.norm, self._hidden)
+            self._run.commit()
+            self._next += 1
+        return self.done
+
+    @property
+    def hidden(self) -> Tensor:
+        """Hidden states `[run.rows, D]` after the final norm. Only once it is done."""
+        if not self.done:
+            raise RuntimeError("the rows have not been through every layer yet")
+        return self._hidden
+
+    def _attend(self, index: int, queries: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
+        """Each slot over its own window: a view, no copy, and nothing of it masked but what lies ahead."""
+        self._run.store(index, keys, values)
+        mixed = [
+            _mix(queries[first:end], *self._run.window(index, k), mask, scale, self._kind)
+            for k, ((first, end, _), mask) in enumerate(zip(self._run.spans, self._masks, strict=True))
+        ]
+        if self._run.used < self._run.rows:
+            mixed.append(torch.zeros_like(queries[self._run.used :]))
+        return mixed[0] if len(mixed) == 1 else torch.cat(mixed)
+
+
+def _causal_mask(rows: int, window: int, like: Tensor) -> Tensor | None:
+    """Additive mask `[rows, window]` for the last `rows` of `window` positions; None where all may be seen."""
+    if rows == 1:
+        return None
+    return torch.full((rows, window), -torch.inf, dtype=like.dtype, device=like.device).triu_(window - rows + 1)
+
+
+def _mix(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scale: float, kind: str) -> Tensor:
+    """Attention of `[T, H, d]` over `[1, kv_heads, W, d]`: `[T, H, d]`."""
+    rows, heads, size = queries.shape
+    groups = heads // keys.shape[1]
+    if rows == 1:  # the heads that share a key are the rows of one product
+        grouped = queries.view(1, -1, groups, size)
+        mixed = attention(grouped, keys, values, None, scale, kind)
+        return mixed.reshape(1, heads, size)
+    if kind == "eager":
         keys, values = keys.repeat_interleave(groups, 1), values.repeat_interleave(groups, 1)
-        scores = queries @ keys.transpose(-1, -2) * attention.scaling
-        scores = scores if mask is None else scores + mask
-        mixed = scores.float().softmax(-1).to(queries.dtype) @ values
-    out: Tensor = attention.o_proj(mixed.transpose(1, 2).reshape(*hidden.shape[:-1], -1))
-    return out
+    mixed = attention(queries.transpose(0, 1)[None], keys, values, mask, scale, kind)
+    return mixed[0].transpose(0, 1)
+
+
+def attention(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scale: float, kind: str) -> Tensor:
+    """Softmax attention `[B, H, T, d]` of `kind` `sdpa` or `eager`, with an additive mask."""
+    if kind == "sdpa":
+        shared = queries.shape[1] != keys.shape[1]
+        return F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, scale=scale, enable_gqa=shared)
+    scores = queries @ keys.transpose(-1, -2) * scale
+    scores = scores if mask is None else scores + mask
+    return scores.float().softmax(-1).to(queries.dtype) @ values

@@ -12,13 +12,15 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
-from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from taste_grpc.errors import CheckpointError
 from taste_grpc.model.abort import AbortCheck, never_abort
-from taste_grpc.model.spoken_lm.kv_slots import KeyValueSlots, SlotWindow
-from taste_grpc.model.spoken_lm.llama_step import run_layers
+from taste_grpc.model.layers.products import product
+from taste_grpc.model.layers.shapes import FixedShape
+from taste_grpc.model.spoken_lm.kv_slots import KeyValueSlots, SlotPass
+from taste_grpc.model.spoken_lm.llama_step import LayerRun
 from taste_grpc.model.spoken_lm.lora import LoraConfig, add_adapters
+from taste_grpc.model.spoken_lm.rotary import RoundedRotaryEmbedding
 from taste_grpc.model.tensor_shapes import TensorShapes
 
 PREFIX = "spoken_lm."
@@ -113,34 +115,6 @@ def _require(config: Mapping[str, Any], name: str, value: str) -> None:
         )
 
 
-class RoundedRotaryEmbedding(LlamaRotaryEmbedding):
-    """Rotary angles from frequencies that were rounded once and stay float32 ever after.
-
-    The published model rounds its (scaled) frequencies to bfloat16 and then computes angles in float32;
-    un-rounded ones move the logits. Casting or moving the module never rounds them again.
-    """
-
-    def __init__(self, config: LlamaConfig, rounded_to: torch.dtype) -> None:
-        rope: Any = config.rope_parameters
-        if rope["rope_type"] in ("dynamic", "longrope"):
-            raise CheckpointError(
-                f"config.json: text_config.rope_scaling of type {rope['rope_type']!r} changes its "
-                "frequencies with the length of the text, which cached keys do not allow"
-            )
-        # the frequencies are computed for real even where the weights are not (meta device)
-        with torch.device("cpu"):
-            super().__init__(config)
-        self._rounded = self.inv_freq.to(rounded_to).float()
-        self.inv_freq = nn.Buffer(self._rounded, persistent=False)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        device = self.original_inv_freq.device
-        frequencies = self._rounded if device.type == "meta" else self._rounded.to(device)
-        self.inv_freq = nn.Buffer(frequencies, persistent=False)
-        return self
-
-
 class WeightedFusion(nn.Module):
     """softmax(weights), audio first: `w0 * linear(audio) + w1 * text`."""
 
@@ -152,7 +126,7 @@ class WeightedFusion(nn.Module):
     def forward(self, audio: Tensor, text: Tensor) -> Tensor:
         """`audio` `[..., A]` and `text` `[..., D]` to float32 `[..., D]`."""
         share = self.weights.float().softmax(0)
-        heard: Tensor = self.linear(audio.to(self.linear.weight.dtype)).float()
+        heard = product(self.linear, audio.to(self.linear.weight.dtype)).float()
         return share[0] * heard + share[1] * text.float()
 
 
@@ -166,8 +140,7 @@ class TasteHead(nn.Module):
 
     def mean(self, hidden: Tensor) -> Tensor:
         """`[..., D]` to the mean `[..., latent]`, float32."""
-        mu: Tensor = self.fc_mu(hidden.to(self.fc_mu.weight.dtype))
-        return mu.float()
+        return product(self.fc_mu, hidden.to(self.fc_mu.weight.dtype)).float().contiguous()
 
     def forward(self, hidden: Tensor) -> Tensor:
         """The latent: the mean plus one standard deviation (a constant offset, as published)."""
@@ -240,8 +213,11 @@ class SpokenLM(nn.Module):
         """Where the weights are."""
         return self.pad_audio_unit_embed.device
 
-    def new_cache(self, slots: int, capacity: int) -> KeyValueSlots:
-        """Empty storage for `slots` calls of up to `capacity` positions."""
+    def new_cache(self, slots: int, capacity: int, *, fixed: FixedShape | None = None) -> KeyValueSlots:
+        """Empty storage for `slots` calls of up to `capacity` positions.
+
+        With `fixed`, the numbers of a call are the same to the bit whatever runs beside it.
+        """
         config: Any = self.llama.config
         return KeyValueSlots(
             layers=config.num_hidden_layers,
@@ -251,6 +227,7 @@ class SpokenLM(nn.Module):
             head_dim=config.head_dim,
             dtype=self.dtype,
             device=self.device,
+            fixed=fixed,
         )
 
     def embed_text(self, text_ids: Tensor) -> Tensor:
@@ -294,18 +271,38 @@ class SpokenLM(nn.Module):
             abort: called before every layer.
 
         Returns:
-            Hidden states after the final norm `[B, T, D]`.
+            Hidden states after the final norm `[B, T, D]`, zeros where the rows were padding.
         """
-        lengths = [rows.shape[1]] * rows.shape[0] if lengths is None else list(lengths)
-        window = SlotWindow(cache, slots, lengths)
-        hidden = run_layers(self.llama.model, rows.to(self.dtype), window, self.config.attn_implementation, abort)
-        window.commit()
-        return hidden
+        counts = [rows.shape[1]] * rows.shape[0] if lengths is None else list(lengths)
+        valid = [row[:count] for row, count in zip(rows, counts, strict=True)]
+        run = self.run(torch.cat(valid), SlotPass(cache, slots, counts))
+        run.advance(abort=abort)
+        return torch.nn.utils.rnn.pad_sequence(list(run.hidden.split(counts)), batch_first=True)
+
+    def run(self, rows: Tensor, run: SlotPass, *, rowwise: bool = False) -> LayerRun:
+        """New rows `[run.rows, D]` of several calls, one call after the other, ready to go through the layers.
+
+        `rowwise` keeps neighbouring rows from touching each other's last bits (see `FixedShape`).
+        """
+        kind = self.config.attn_implementation
+        return LayerRun(self.llama.model, rows.to(self.dtype), run, kind, rowwise=rowwise)
+
+    def step(
+        self, rows: Tensor, cache: KeyValueSlots, slots: Sequence[int], abort: AbortCheck = never_abort
+    ) -> Tensor:
+        """Feed one row `[n, D]` to each of n different slots; returns hidden states `[n, D]`.
+
+        A cache of fixed shape has every step done with its number of rows; `rows` may be that many already.
+        """
+        fixed = cache.fixed
+        run = SlotPass(cache, slots, [1] * len(slots), None if fixed is None else fixed.step_rows)
+        going = self.run(fill_rows(rows, run.rows), run, rowwise=fixed is not None)
+        going.advance(abort=abort)
+        return going.hidden[: len(slots)]
 
     def text_logits(self, hidden: Tensor) -> Tensor:
         """Scores `[..., V]` of the next text id, float32."""
-        logits: Tensor = self.llama.lm_head(hidden)
-        return logits.float()
+        return product(self.llama.lm_head, hidden).float().contiguous()
 
     def taste_mean(self, hidden: Tensor) -> Tensor:
         """Mean `[..., latent]` of the speech latent at each position."""
@@ -315,6 +312,12 @@ class SpokenLM(nn.Module):
         """Speech latent `[..., latent]` at each position; its nearest codes are a word's speech."""
         latent: Tensor = self.extract_for_bridge_out_llm(hidden)
         return latent
+
+
+def fill_rows(rows: Tensor, count: int) -> Tensor:
+    """`rows` `[n, ...]` with zeros after them: `[count, ...]`."""
+    missing = count - rows.shape[0]
+    return rows if missing == 0 else torch.cat([rows, rows.new_zeros(missing, *rows.shape[1:])])
 
 
 def _llama_settings(text_config: Mapping[str, Any]) -> dict[str, Any]:

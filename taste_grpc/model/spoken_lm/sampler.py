@@ -7,22 +7,23 @@ more text id that is thrown away.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum, IntEnum
 from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from taste_grpc.errors import InvalidInputError
 from taste_grpc.model.arguments import check_integer, check_number
 from taste_grpc.model.random import CounterRandom, Stream, pick
+from taste_grpc.model.spoken_lm.candidates import Candidates, Floats, Integers, find_candidates
 from taste_grpc.model.text.tokens import TokenSets
 
 BANNED_LOGIT = -100000.0
-_FIRST_CANDIDATES = 64  # enough for every usual top_p; the search widens when it is not
 
 
 class Action(IntEnum):
@@ -136,27 +137,30 @@ class SamplerStep:
     taste_action: TasteAction
 
 
-def top_p_candidates(logits: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
-    """Ids and logits kept by top-p at temperature 1, best first.
+def ban(logits: Tensor, samplers: Sequence[Sampler]) -> Tensor:
+    """`logits` `[B, V]` as float32 with each row's banned ids, but not its own stop id, at BANNED_LOGIT at most."""
+    sets = samplers[0].sets
+    if any(sampler.sets is not sets for sampler in samplers):
+        raise ValueError("calls of one batch must share their token sets")
+    scores = logits.float()
+    banned = torch.minimum(scores, sets.ceiling_on(logits.device, BANNED_LOGIT))
+    stops = [(row, own.params.stop_id) for row, own in enumerate(samplers) if own.params.stop_id is not None]
+    if stops:
+        rows, ids = torch.tensor(stops, device=logits.device).unbind(1)
+        banned[rows, ids] = scores[rows, ids]
+    return banned
 
-    Every id whose inclusive cumulative probability exceeds `top_p` is dropped, but the best one
-    always stays: the id that crosses the threshold is dropped too.
 
-    Args:
-        logits: `[V]` float32.
-        top_p: in (0, 1].
+def draw_texts(
+    samplers: Sequence[Sampler], logits: Tensor, beside: Tensor | None = None
+) -> tuple[list[int], npt.NDArray[np.int32] | None]:
+    """The next text id of each sampler given raw `logits` `[B, V]`; nothing is advanced.
+
+    `beside` `[B, n]` int32 is fetched from the device together with the candidates, and returned.
     """
-    probabilities = logits.softmax(-1)
-    count = min(_FIRST_CANDIDATES, logits.shape[-1])
-    while True:
-        values, ids = logits.topk(count)
-        cumulative = probabilities[ids].cumsum(-1)
-        if count == logits.shape[-1] or float(cumulative[-1]) > top_p:
-            break
-        count = min(count * 16, logits.shape[-1])
-    kept = cumulative <= top_p
-    kept[0] = True
-    return ids[kept], values[kept]
+    top_ps = [sampler.params.text_top_p for sampler in samplers]
+    found, fetched = find_candidates(ban(logits, samplers), top_ps, beside)
+    return [sampler.choose(own) for sampler, own in zip(samplers, found, strict=True)], fetched
 
 
 class Sampler:
@@ -199,50 +203,44 @@ class Sampler:
         """Whether no further text is wanted; codes of the last word may still be due."""
         return self.end_reason is not None
 
-    def text_probabilities(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """Ids (ascending) that can be drawn next and their probabilities.
-
-        Args:
-            logits: `[V]` float32 with banned ids already at BANNED_LOGIT.
-        """
+    def text_probabilities(self, candidates: Candidates) -> tuple[Integers, Floats]:
+        """Ids (ascending) that can be drawn next and their probabilities, given the candidates that are not banned."""
         params = self.params
-        ids, values = top_p_candidates(logits, params.text_top_p)
-        ids, order = ids.sort()
-        values = values[order]
+        ids, values = candidates.kept(params.text_top_p)
+        order = np.argsort(ids)
+        ids, values = ids[order], values[order]
         if params.repetition_penalty != 1.0:
-            seen = torch.isin(ids, torch.tensor(list(self.history), dtype=ids.dtype, device=ids.device))
-            penalised = torch.where(values < 0, values * params.repetition_penalty, values / params.repetition_penalty)
-            values = torch.where(seen, penalised, values)
-        return ids, (values / params.text_temperature).softmax(-1)
+            penalty = np.float32(params.repetition_penalty)
+            seen = np.fromiter((text_id in self.history for text_id in ids.tolist()), bool, len(ids))
+            values = np.where(seen, np.where(values < 0, values * penalty, values / penalty), values)
+        return ids, _softmax(values / np.float32(params.text_temperature))
 
-    def ban(self, logits: Tensor) -> Tensor:
-        """`logits` `[V]` as float32 with the banned ids, but not the call's own stop id, at BANNED_LOGIT."""
-        banned = logits.float().masked_fill(self.sets.banned_on(logits.device), BANNED_LOGIT)
-        if self.params.stop_id is not None:
-            banned[self.params.stop_id] = logits[self.params.stop_id].float()
-        return banned
+    def choose(self, candidates: Candidates) -> int:
+        """The next text id."""
+        if self.params.text_top_p == 0.0:
+            return int(candidates.ids[0])
+        ids, probabilities = self.text_probabilities(candidates)
+        return int(ids[pick(probabilities, self.draws.text(self.steps))])
 
     def draw_text(self, logits: Tensor) -> int:
         """The next text id given raw `logits` `[V]`."""
-        logits = self.ban(logits)
-        if self.params.text_top_p == 0.0:
-            return int(logits.argmax())
-        ids, probabilities = self.text_probabilities(logits)
-        return int(ids[pick(probabilities.cpu().numpy(), self.draws.text(self.steps))])
+        return draw_texts([self], logits[None])[0][0]
 
     def taste_probabilities(self, logits: Tensor) -> Tensor:
         """Probabilities `[Q, K]` of the codes given `logits` `[Q, K]`, after top-p."""
-        rows = torch.zeros_like(logits, dtype=torch.float32)
-        for row, codebook_logits in zip(rows, logits.float(), strict=True):
-            ids, values = top_p_candidates(codebook_logits, self.params.taste_top_p)
-            row[ids] = values.softmax(-1)
+        top_p = self.params.taste_top_p
+        rows = torch.zeros(logits.shape, dtype=torch.float32)
+        found, _ = find_candidates(logits.float(), [top_p] * len(rows))
+        for row, candidates in zip(rows, found, strict=True):
+            ids, values = candidates.kept(top_p)
+            row[torch.from_numpy(ids)] = torch.from_numpy(_softmax(values))
         return rows
 
     def draw_taste(self, logits: Tensor) -> tuple[int, ...]:
         """One code per codebook given `logits` `[Q, K]`."""
         if self.params.taste_top_p == 0.0:
             return tuple(logits.argmax(-1).tolist())
-        rows = self.taste_probabilities(logits).cpu().numpy()
+        rows = self.taste_probabilities(logits).numpy()
         return tuple(pick(np.asarray(row), self.draws.taste(self.steps, q)) for q, row in enumerate(rows))
 
     def step(self, text_logits: Tensor, taste_logits: Tensor) -> SamplerStep:
@@ -252,12 +250,20 @@ class Sampler:
             text_logits: `[V]`, raw.
             taste_logits: `[Q, K]`, raw.
         """
-        text_id = self.draw_text(text_logits)
+        return self.advance(self.draw_text(text_logits), lambda: self.draw_taste(taste_logits), taste_logits.shape[0])
+
+    def advance(self, text_id: int, codes: Callable[[], tuple[int, ...]], codebooks: int) -> SamplerStep:
+        """Advance by `text_id`, which `draw_texts` drew.
+
+        Args:
+            text_id: the id.
+            codes: gives the codes of a word, one per codebook; asked only when they are due.
+            codebooks: number of codes of a word.
+        """
         self.history.add(text_id)
         waiting, at_start = self._advance_text(text_id)
         started = self._flags > self.delay
-        drawn = started and at_start
-        taste_ids = self.draw_taste(taste_logits) if drawn else (-1,) * taste_logits.shape[0]
+        taste_ids = codes() if started and at_start else (-1,) * codebooks
         self.steps += 1
         return SamplerStep(text_id, taste_ids, self._action(waiting, at_start), self._taste_action(started, at_start))
 
@@ -309,3 +315,9 @@ class Sampler:
         if self.has_prefix:
             return TasteAction.USE_PREFIX if at_start else TasteAction.USE_PREFIX_IGNORE
         return TasteAction.WAIT
+
+
+def _softmax(values: Floats) -> Floats:
+    weights = np.exp((values - values.max()).astype(np.float64))
+    probabilities: Floats = (weights / weights.sum()).astype(np.float32)
+    return probabilities

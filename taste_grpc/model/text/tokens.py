@@ -75,7 +75,7 @@ class TokenSets:
     word_start: Tensor
     banned: Tensor
     sentence_end: Tensor
-    _banned_on: dict[torch.device, Tensor] = field(default_factory=dict, init=False, repr=False)
+    _ceilings: dict[tuple[torch.device, float], Tensor] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def vocab_size(self) -> int:
@@ -98,11 +98,13 @@ class TokenSets:
     _starts = b""
     _ends = b""
 
-    def banned_on(self, device: torch.device) -> Tensor:
-        """`banned` on `device`, moved there once."""
-        if device not in self._banned_on:
-            self._banned_on[device] = self.banned.to(device)
-        return self._banned_on[device]
+    def ceiling_on(self, device: torch.device, banned: float) -> Tensor:
+        """Float32 `[vocab]` on `device`: `banned` for banned ids, no bound for the others; made once."""
+        key = (device, banned)
+        if key not in self._ceilings:
+            ceiling = torch.full(self.banned.shape, torch.inf)
+            self._ceilings[key] = ceiling.masked_fill_(self.banned.cpu(), banned).to(device)
+        return self._ceilings[key]
 
     @classmethod
     def from_ids(

@@ -1,0 +1,286 @@
+"""The model thread: runs the work of many calls in rounds, and hands what comes of it to the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import suppress
+from typing import Any, Generic, Protocol, TypeVar
+
+import torch
+
+from taste_grpc.engine.call_abort import CallAbort
+from taste_grpc.engine.scheduler import SLOTS, Scheduler, Waiting
+from taste_grpc.errors import CallAbortedError, UnavailableError
+from taste_grpc.streaming.work import Emit, Slot, TextSlot, TextStep, Turn, UnitSlot, UnitStep, Want, Work
+
+T = TypeVar("T")
+
+READ_AHEAD = 4
+"""Values a job may be ahead of its reader before it is left out of the rounds."""
+
+
+class Machine(Protocol):
+    """What the jobs of a loop share: networks and caches. Called on the model thread only."""
+
+    def text_steps(self, wants: Sequence[TextStep]) -> Sequence[Any]:
+        """One step of the language model for all of `wants`; the answers in their order."""
+        ...
+
+    def unit_steps(self, wants: Sequence[UnitStep]) -> Sequence[int]:
+        """One step of the speech decoder for all of `wants`; the answers in their order."""
+        ...
+
+    def slot(self, want: TextSlot | UnitSlot) -> Slot[Any] | None:
+        """A place in a cache; None while none is free. Raises InvalidInputError for more than there can ever be."""
+        ...
+
+
+class Job(Generic[T]):
+    """A piece of work on the model thread, seen from the event loop that asked for it.
+
+    `values` are what it emits; awaiting `result` gives what it returns.
+    """
+
+    def __init__(self, work: Work[T], abort: CallAbort, returned: Callable[[Job[Any], int], None]) -> None:
+        self.work = work
+        self.abort = abort
+        self.want: Want = Turn()
+        self.ahead = 0  # emitted and not taken; changed on the model thread only
+        self._returned = returned
+        self._loop = asyncio.get_running_loop()
+        self.result: asyncio.Future[T] = self._loop.create_future()
+        self._values: list[Any] = []
+        self._changed = asyncio.Event()
+
+    async def values(self) -> AsyncIterator[Any]:
+        """What the work emits, until it is done; then raises what it raised. To be iterated once."""
+        while True:
+            while self._values:
+                value = self._values.pop(0)
+                self._returned(self, 1)
+                yield value
+            if self.result.done():
+                break
+            self._changed.clear()
+            await self._changed.wait()
+        self.result.result()
+
+    def deliver(self, value: Any) -> None:
+        """Model thread: hand out a value."""
+        self.ahead += 1
+        self._post(self._take_in, value)
+
+    def settle(self, result: T | None, error: BaseException | None) -> None:
+        """Model thread: the work has ended."""
+        self._post(self._finish, result, error)
+
+    def _post(self, call: Callable[..., None], *arguments: Any) -> None:
+        with suppress(RuntimeError):  # the event loop is gone, and with it everybody who could ask
+            self._loop.call_soon_threadsafe(call, *arguments)
+
+    def _take_in(self, value: Any) -> None:
+        self._values.append(value)
+        self._changed.set()
+
+    def _finish(self, result: T, error: BaseException | None) -> None:
+        if not self.result.done():
+            if error is None:
+                self.result.set_result(result)
+            else:
+                self.result.set_exception(error)
+                self.result.exception()  # whoever gave the call up does not ask
+        self._changed.set()
+
+
+class ModelLoop:
+    """One thread, and on it one loop over the jobs of all calls.
+
+    A round is one step of the language model for every job that waits for one, one step of the speech decoder
+    likewise, and one turn of one other job. Jobs whose readers are slow are left out until they are read on.
+    """
+
+    def __init__(self, name: str = "taste-model") -> None:
+        self._scheduler: Scheduler[Job[Any]] = Scheduler()
+        self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._machine: Machine | None = None
+        self._stopping = False
+        self._closed = False
+        self.rounds = 0
+        self._thread = threading.Thread(target=self._main, name=name, daemon=True)
+        self._thread.start()
+
+    def attach(self, machine: Machine) -> None:
+        """What steps run on; before the first job that wants one."""
+        self._machine = machine
+
+    # --- on the event loop ------------------------------------------------------------------------------
+
+    async def run(self, work: Callable[[], T], abort: CallAbort | None = None) -> T:
+        """The result of `work`, done in one turn."""
+        return await self.do(_once(work), abort or CallAbort())
+
+    async def do(self, work: Work[T], abort: CallAbort) -> T:
+        """The result of `work`, which emits nothing. A cancel is done when nothing of the work is left running."""
+        job = self.submit(work, abort)
+        try:
+            return await asyncio.shield(job.result)
+        except asyncio.CancelledError:
+            await self.give_up(job)
+            raise
+        finally:
+            del job  # an error holds this frame, and the job holds the error
+
+    def submit(self, work: Work[T], abort: CallAbort) -> Job[T]:
+        """Begin `work`. Whoever does so sees it to its end, or gives it up. Raises UnavailableError once closed."""
+        if self._closed:
+            work.close()
+            raise UnavailableError("the engine has stopped")
+        job: Job[T] = Job(work, abort, self._returned)
+        self._commands.put(lambda: self._scheduler.put(job, Waiting.TURN))
+        return job
+
+    async def give_up(self, job: Job[Any]) -> None:
+        """End `job` at its next check; returns when it holds nothing any more."""
+        job.abort.set()
+        self._commands.put(lambda: self._close(job))
+        await asyncio.wait([job.result])
+
+    def close(self) -> None:
+        """Let the jobs that are under way fail with UnavailableError, and end the thread. Blocks."""
+        self._closed = True
+        self._commands.put(self._stop)
+        self._thread.join()
+
+    def _returned(self, job: Job[Any], count: int) -> None:
+        self._commands.put(lambda: self._read(job, count))
+
+    # --- on the model thread ----------------------------------------------------------------------------
+
+    def _main(self) -> None:
+        with torch.inference_mode():
+            while not self._stopping:
+                self._obey()
+                self._fill_slots()
+                if not self._round() and not self._stopping:
+                    self._commands.get()()
+            self._obey()  # what was asked for while the thread was told to stop
+            self._stop()
+
+    def _obey(self) -> None:
+        with suppress(queue.Empty):
+            while True:
+                self._commands.get_nowait()()
+
+    def _round(self) -> bool:
+        """Run one round; whether there was anything to do."""
+        now = self._scheduler.next_round()
+        if not now:
+            return False
+        self.rounds += 1
+        self._step(now.text, lambda machine, wants: machine.text_steps(wants))
+        self._step(now.units, lambda machine, wants: machine.unit_steps(wants))
+        if now.turn is not None:
+            self._advance(now.turn, None)
+        return True
+
+    def _step(self, jobs: Sequence[Job[Any]], run: Callable[[Machine, list[Any]], Sequence[Any]]) -> None:
+        going = [job for job in jobs if not self._ended(job)]
+        if not going:
+            return
+        try:
+            answers = run(self._the_machine, [job.want for job in going])
+        except Exception as error:
+            for job in going:
+                self._end(job, error)
+            return
+        for job, answer in zip(going, answers, strict=True):
+            self._advance(job, answer)
+
+    def _advance(self, job: Job[Any], answer: Any) -> None:
+        """Let `job` go on with `answer`, until it waits for something."""
+        if self._ended(job):
+            return
+        job.abort.begin()
+        try:
+            while True:
+                job.want = job.work.send(answer)
+                if isinstance(job.want, Emit):
+                    job.deliver(job.want.value)
+                    answer = None
+                    if job.ahead < READ_AHEAD:
+                        continue
+                elif isinstance(job.want, TextSlot | UnitSlot):
+                    answer = self._the_machine.slot(job.want)
+                    if answer is not None:
+                        continue
+                self._scheduler.put(job, _kind(job.want))
+                return
+        except StopIteration as stopped:
+            job.settle(stopped.value, None)
+        except BaseException as error:
+            job.settle(None, error)
+
+    def _fill_slots(self) -> None:
+        """Give free places to those who have waited longest."""
+        for kind in SLOTS:
+            while (job := self._scheduler.take(kind)) is not None:
+                if self._ended(job):
+                    continue
+                slot = self._the_machine.slot(job.want)  # type: ignore[arg-type]  # it waits for one
+                if slot is None:
+                    self._scheduler.put_first(job, kind)
+                    break
+                self._advance(job, slot)
+
+    def _read(self, job: Job[Any], count: int) -> None:
+        job.ahead -= count
+        if job.ahead < READ_AHEAD and isinstance(job.want, Emit) and self._scheduler.drop(job):
+            self._scheduler.put(job, Waiting.TURN)
+
+    def _ended(self, job: Job[Any]) -> bool:
+        """End `job` if it was asked to; whether it was."""
+        if job.abort.is_set:
+            self._end(job, CallAbortedError("the call was cancelled"))
+        return bool(job.abort.is_set)
+
+    def _end(self, job: Job[Any], error: BaseException) -> None:
+        try:
+            job.work.close()
+        except BaseException as failure:
+            error = failure
+        job.settle(None, error)
+
+    def _close(self, job: Job[Any]) -> None:
+        if self._scheduler.drop(job):
+            self._end(job, CallAbortedError("the call was cancelled"))
+
+    def _stop(self) -> None:
+        self._stopping = True
+        for kind in Waiting:
+            while (job := self._scheduler.take(kind)) is not None:
+                self._end(job, UnavailableError("the engine has stopped"))
+
+    @property
+    def _the_machine(self) -> Machine:
+        assert self._machine is not None, "a job wants a step before attach()"
+        return self._machine
+
+
+def _kind(want: Want) -> Waiting:
+    kinds = {
+        Turn: Waiting.TURN,
+        TextStep: Waiting.TEXT_STEP,
+        UnitStep: Waiting.UNIT_STEP,
+        TextSlot: Waiting.TEXT_SLOT,
+        UnitSlot: Waiting.UNIT_SLOT,
+        Emit: Waiting.ROOM,
+    }
+    return kinds[type(want)]
+
+
+def _once(work: Callable[[], T]) -> Work[T]:
+    return work()
+    yield Turn()  # makes it work in pieces, of which it has one

@@ -1,0 +1,115 @@
+"""The ids a draw chooses from: what of sampling goes over the whole vocabulary, done for many calls at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+_FIRST_COUNT = 64  # enough for every usual top_p; the search widens when it is not
+_WIDENING = 16
+_BLOCK = 64  # scores whose greatest one is compared first
+
+Floats = npt.NDArray[np.float32]
+Integers = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """The best ids of one row of scores, best first; of equal scores the lower id comes first.
+
+    `ids`, `logits` and `cumulative`, the probability of an id and of those before it among all ids, are `[k]`.
+    """
+
+    ids: Integers
+    logits: Floats
+    cumulative: Floats
+
+    def kept(self, top_p: float) -> tuple[Integers, Floats]:
+        """Ids and logits that top-p keeps.
+
+        Every id whose inclusive cumulative probability exceeds `top_p` is dropped, the one that crosses the
+        threshold too; but the best one always stays.
+        """
+        keep = self.cumulative <= top_p
+        keep[0] = True
+        return self.ids[keep], self.logits[keep]
+
+
+def find_candidates(
+    logits: Tensor, top_ps: Sequence[float], beside: Tensor | None = None
+) -> tuple[list[Candidates], npt.NDArray[np.int32] | None]:
+    """Candidates of each row of `logits` `[B, V]` float32, as many as top-p with that row's `top_ps` may keep.
+
+    With a `top_p` of 0 the first candidate is the lowest id of the greatest score. `beside` `[B, n]` int32 comes along
+    in the same transfer from the device and is returned.
+    """
+    values, ids = _best(logits, min(_FIRST_COUNT, logits.shape[1]))
+    probabilities = logits.softmax(-1)
+    parts = [values, probabilities.gather(1, ids), ids.int()]
+    columns = to_host(parts if beside is None else [*parts, beside])
+    found = [
+        _candidates(ids, values, own)
+        for values, own, ids in zip(
+            columns[0].view(np.float32), columns[1].view(np.float32), columns[2].astype(np.int64), strict=True
+        )
+    ]
+    for row, top_p in enumerate(top_ps):
+        found[row] = _widened(found[row], logits[row], probabilities[row], top_p)
+    return found, None if beside is None else columns[3]
+
+
+def to_host(parts: Sequence[Tensor]) -> list[npt.NDArray[np.int32]]:
+    """Tensors `[B, n]` of 32-bit numbers as arrays of their bits, in one transfer, through pinned memory on CUDA."""
+    packed = torch.cat([part.view(torch.int32) for part in parts], dim=1)
+    if packed.device.type == "cuda":
+        pinned = torch.empty(packed.shape, dtype=packed.dtype, pin_memory=True)
+        pinned.copy_(packed, non_blocking=True)
+        torch.cuda.current_stream(packed.device).synchronize()
+        packed = pinned
+    borders = np.cumsum([part.shape[1] for part in parts])[:-1]
+    return [np.ascontiguousarray(columns) for columns in np.split(packed.numpy(), borders, axis=1)]
+
+
+def _best(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The greatest `count` of each row `[B, V]` and their ids, best first.
+
+    On the CPU only blocks that have one of the `count` greatest block maxima are looked at: no other block can hold
+    one of the best.
+    """
+    rows, size = logits.shape
+    blocks = size // _BLOCK
+    if logits.device.type != "cpu" or blocks <= count:
+        best = logits.topk(count, dim=-1)
+        return best.values, best.indices
+    whole = logits[:, : blocks * _BLOCK].view(rows, blocks, _BLOCK)
+    chosen = whole.amax(-1).topk(count, dim=-1, sorted=False).indices  # [B, count]
+    ids = (chosen[..., None] * _BLOCK + torch.arange(_BLOCK)).view(rows, -1)
+    rest = torch.arange(blocks * _BLOCK, size).expand(rows, -1)
+    ids = torch.cat([ids, rest], dim=1)
+    best = logits.gather(1, ids).topk(count, dim=-1)
+    return best.values, ids.gather(1, best.indices)
+
+
+def _candidates(ids: Integers, values: Floats, probabilities: Floats) -> Candidates:
+    if len(values) > 1 and bool((values[1:] == values[:-1]).any()):
+        order = np.lexsort((ids, -values))
+        ids = ids[order]
+    return Candidates(ids, values, np.cumsum(probabilities, dtype=np.float64).astype(np.float32))
+
+
+def _widened(found: Candidates, logits: Tensor, probabilities: Tensor, top_p: float) -> Candidates:
+    """`found`, or more of the row `[V]` when top-p may keep more, or when a lower id may have the greatest score."""
+    size = logits.shape[0]
+    while len(found.ids) < size and _is_short(found, top_p):
+        values, ids = logits.topk(min(_WIDENING * len(found.ids), size))
+        found = _candidates(ids.cpu().numpy(), values.cpu().numpy(), probabilities[ids].cpu().numpy())
+    return found
+
+
+def _is_short(found: Candidates, top_p: float) -> bool:
+    return bool(found.cumulative[-1] <= top_p) or bool(found.logits[-1] == found.logits[0])
