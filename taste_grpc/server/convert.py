@@ -114,6 +114,8 @@ def detokenize_config(config: taste_pb2.DetokenizeConfig, limits: LimitSettings)
         out_sample_rate_hz=config.out_sample_rate_hz or None,
         seed=config.seed if config.HasField("seed") else None,
         resume_state=config.resume_state if config.HasField("resume_state") else None,
+        max_chunk_words=config.max_chunk_words if config.HasField("max_chunk_words") else None,
+        look_ahead_words=config.look_ahead_words if config.HasField("look_ahead_words") else None,
     )
 
 

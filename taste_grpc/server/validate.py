@@ -20,6 +20,10 @@ CONVERSATION_FORMATS = ("conversation", "completion")
 
 _MAX_TEMPERATURE = 2.0
 _MAX_REPETITION_PENALTY = 2.0
+MAX_CHUNK_WORDS = 64
+"""Words that are spoken at a time."""
+MAX_LOOK_AHEAD_WORDS = 16
+"""Words the speech decoder is shown beside them."""
 _OUTPUT_ENCODINGS = (
     common_pb2.AUDIO_ENCODING_UNSPECIFIED,
     common_pb2.AUDIO_ENCODING_LINEAR16,
@@ -116,6 +120,10 @@ class RequestValidator:
             checks.check_embedding("config.speaker_embedding.values", values, self.info.speaker_embedding_dim)
         if config.HasField("out_sample_rate_hz"):
             checks.check_rate("config.out_sample_rate_hz", config.out_sample_rate_hz, self.limits)
+        if config.HasField("max_chunk_words"):
+            checks.check_between("config.max_chunk_words", config.max_chunk_words, 1, MAX_CHUNK_WORDS)
+        if config.HasField("look_ahead_words"):
+            checks.check_between("config.look_ahead_words", config.look_ahead_words, 0, MAX_LOOK_AHEAD_WORDS)
         if config.encoding not in _OUTPUT_ENCODINGS:
             raise InvalidInputError(
                 "config.encoding", f"is {_encoding_name(config.encoding)}; streamed audio is LINEAR16 or FLOAT32LE"
