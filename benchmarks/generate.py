@@ -45,7 +45,7 @@ def cached_steps(model: TasteForCausalLM, prompt: Prompt, sets: TokenSets, count
     """Greedy ids and the seconds of each step, keys and values kept."""
     lm, rvq = model.spoken_lm, model.audio_tower.rvq
     params = SamplingParams(text_top_p=0.0, extra_words=count, max_length=count)
-    cache = lm.new_cache(1, prompt.rows.shape[0] + count + 2)
+    cache = lm.new_cache(1, prompt.length + count + 2)
     (generation,) = start_generations(lm, cache, [0], [prompt], [params], [SeededDraws(0, model.vq_dim)], sets)
     ids, seconds = [], []
     while len(ids) < count:

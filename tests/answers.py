@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 
-from taste_grpc.streaming import StreamingResult, TASTESegment, streaming_generate
+from taste_grpc.streaming import ResultIterator, StreamingResult, TASTESegment, streaming_generate
 from tests.conftest import Loaded
 
 QUESTION = TASTESegment("user", "text", torch.tensor([[377, 487, 315, 13]]))
 
 
-def answer(loaded: Loaded, segments: list[TASTESegment] | None = None, **options: Any) -> Iterator[StreamingResult]:
+def answer(loaded: Loaded, segments: list[TASTESegment] | None = None, **options: Any) -> ResultIterator:
     options = {"seed": 0, "max_length": 60} | options
     return streaming_generate(loaded.model, loaded.processor, [QUESTION] if segments is None else segments, **options)
 

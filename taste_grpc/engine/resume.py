@@ -19,7 +19,7 @@ from taste_grpc.model.speech_decoder.inputs import SpokenWords
 from taste_grpc.model.text.words import WordTokens
 from taste_grpc.model.voice_generator.mel_stream import MelState
 from taste_grpc.model.voice_generator.wave_stream import WaveState
-from taste_grpc.streaming.speech_stream import SpeechState, SpokenChunk
+from taste_grpc.streaming.speech_stream import SpeechState, SpokenChunk, Voice
 
 MAX_STATE_BYTES = 256 * 1024
 _MAX_TEXT_BYTES = 4 * 1024 * 1024  # of the unpacked state, so that a small one cannot unpack into gigabytes

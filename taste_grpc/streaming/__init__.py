@@ -1,5 +1,6 @@
 """One stream over the model: the Python API."""
 
+from taste_grpc.streaming.answer import Answer, EmitStatus, GenerateOptions
 from taste_grpc.streaming.conversation import (
     ConversationPrompt,
     build_completion_prompt,
@@ -7,16 +8,17 @@ from taste_grpc.streaming.conversation import (
     conversation_formats,
 )
 from taste_grpc.streaming.detokenize import DetokenizedChunk, taste_detokenize
-from taste_grpc.streaming.generate import EmitStatus, GenerateOptions, GenerationStream, streaming_generate
+from taste_grpc.streaming.generate import ResultIterator, streaming_generate
 from taste_grpc.streaming.segments import StreamingResult, TASTESegment
 from taste_grpc.streaming.tokenize import taste_tokenize
 
 __all__ = [
+    "Answer",
     "ConversationPrompt",
     "DetokenizedChunk",
     "EmitStatus",
     "GenerateOptions",
-    "GenerationStream",
+    "ResultIterator",
     "StreamingResult",
     "TASTESegment",
     "build_completion_prompt",

@@ -8,9 +8,8 @@ the published completion modes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Literal
 
 import torch
@@ -18,7 +17,14 @@ from torch import Tensor
 
 from taste_grpc.errors import InvalidInputError, InvalidTypeError, UnsupportedByModelError, type_name
 from taste_grpc.model.processor import TasteProcessor
-from taste_grpc.model.spoken_lm.generation import Prompt, audio_prompt, instruct_prompt, text_prompt, zero_prompt
+from taste_grpc.model.spoken_lm.generation import (
+    Prompt,
+    audio_prompt,
+    heard_prompt,
+    instruct_prompt,
+    text_prompt,
+    zero_prompt,
+)
 from taste_grpc.model.spoken_lm.network import delayed_sources
 from taste_grpc.model.taste import TasteForCausalLM
 from taste_grpc.model.text.tokens import ConversationTokens, TokenSets
@@ -199,36 +205,8 @@ def _input_rows(
     model: TasteForCausalLM, text_ids: Tensor, heard: Tensor, pending: Tensor, history: tuple[int, ...]
 ) -> Prompt:
     """Text ids `[T]` fused with the codes `[T, Q]` heard at each, but for the opening id."""
-    lm = model.spoken_lm
-
-    def embed(codes: Tensor) -> Tensor:
-        speech = model.audio_tower.rvq.output_from_indices(codes).float()
-        return torch.where(codes[:, :1] >= 0, speech, lm.pad_audio_unit_embed.float())
-
     with torch.inference_mode():
-        text = lm.embed_text(text_ids)
-        rows = torch.cat([text[:1], lm.fuse(embed(heard[1:]), text[1:])])
-        return Prompt(rows, history, tuple(embed(pending)))
-
-
-def completion_mode(segments: Iterable[tuple[str, str]]) -> str:
-    """The published completion mode that segments, given as `(role, modality)`, are in; neighbours count as one.
-
-    Raises InvalidInputError naming `input_segments` when there is none.
-    """
-    modes = {
-        (): "zero",
-        ("text",): "text",
-        ("audio",): "audio",
-        ("text", "audio", "text"): "instruct",
-    }
-    pattern = tuple(modality for (_, modality), _ in groupby(segments))
-    if pattern not in modes:
-        raise InvalidInputError(
-            "input_segments",
-            f"are {', '.join(pattern)}; the format 'completion' takes none, one text, one audio, or text, audio, text",
-        )
-    return modes[pattern]
+        return heard_prompt(model.spoken_lm, model.audio_tower.rvq, text_ids, heard, pending, history)
 
 
 def build_completion_prompt(

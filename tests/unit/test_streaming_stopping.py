@@ -11,13 +11,17 @@ from typing import Any
 import pytest
 import torch
 
+import taste_grpc.streaming.generate as generate_module
 from taste_grpc.errors import InvalidInputError, InvalidTypeError
 from taste_grpc.streaming import (
+    Answer,
+    GenerateOptions,
     StreamingResult,
-    generate,
+    drive,
     taste_detokenize,
 )
 from taste_grpc.streaming.model_lock import TurnLock, model_lock
+from taste_grpc.streaming.work import Emit, Slot, TextSlot, TextStep
 from tests.answers import QUESTION, answer, codes_of, greedy, ids_of, threads
 from tests.conftest import Loaded
 
@@ -38,14 +42,14 @@ class Steps:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, seconds: float = 0.005) -> None:
         self.count = 0
-        real = generate.decode_step
+        real = drive.decode_step
 
         def counted(*args: Any, **kwargs: Any) -> Any:
             self.count += 1
             time.sleep(seconds)
             return real(*args, **kwargs)
 
-        monkeypatch.setattr(generate, "decode_step", counted)
+        monkeypatch.setattr(drive, "decode_step", counted)
 
 
 @pytest.mark.parametrize("how", ["close", "forget", "raise"])
@@ -75,7 +79,7 @@ def test_an_iterator_that_is_closed_stops_within_a_step(
 def test_a_reader_that_never_reads_holds_up_the_thread_not_the_close(
     chat: Loaded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(generate, "_RESULTS_AHEAD", 2)
+    monkeypatch.setattr(generate_module, "_RESULTS_AHEAD", 2)
     steps = Steps(monkeypatch, 0.0)
     results: Any = answer(chat, extra_words=150, max_length=400)
     next(results)
@@ -178,14 +182,31 @@ def test_a_model_has_one_lock() -> None:
     assert model_lock(first) is not model_lock(second)
 
 
-def test_a_finished_answer_holds_no_cache(chat: Loaded) -> None:
-    stream = generate.GenerationStream(chat.model, chat.processor, [QUESTION], generate.GenerateOptions(max_length=3))
-    stream.start()
-    while not stream.done:
-        stream.step()
-    assert stream._cache is None
-    with pytest.raises(RuntimeError, match="between start"):
-        stream.step()
+def test_a_finished_answer_has_given_its_slot_back(chat: Loaded) -> None:
+    given_back: list[int] = []
+    work = Answer(chat.model, chat.processor, [QUESTION], GenerateOptions(max_length=3)).work()
+    want = next(work)
+    assert isinstance(want, TextSlot)
+    cache = chat.model.spoken_lm.new_cache(slots=1, capacity=want.positions)
+    want = work.send(Slot(cache, 0, lambda: given_back.append(1)))
+    with torch.inference_mode():
+        while not (isinstance(want, Emit) and want.value.is_complete):
+            step = isinstance(want, TextStep)
+            want = work.send(drive._answer(chat.model, want) if step else None)
+    assert given_back == [1]
+    with pytest.raises(StopIteration):
+        next(work)
+
+
+def test_an_iterator_may_be_closed_from_another_thread_while_it_is_read(chat: Loaded) -> None:
+    results = answer(chat, extra_words=150, max_length=400)
+    next(results)
+    closer = threading.Thread(target=results.close)
+    closer.start()
+    rest = list(results)
+    closer.join()
+    assert len(rest) < 400
+    assert not any(result.is_complete for result in rest)
 
 
 # --- arguments

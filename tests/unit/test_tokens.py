@@ -171,8 +171,10 @@ def test_the_recorded_sets_are_masks_of_the_vocabulary(tiny: Loaded) -> None:
 
 def test_masks_move_to_a_device_once() -> None:
     sets = TokenSets.from_ids(5, [1], [2], [3])
-    assert sets.banned_on(torch.device("cpu")) is sets.banned_on(torch.device("cpu"))
-    assert sets.banned_on(torch.device("meta")).shape == (5,)
+    ceiling = sets.ceiling_on(torch.device("cpu"), -9.0)
+    assert ceiling.tolist() == [torch.inf, torch.inf, -9.0, torch.inf, torch.inf]
+    assert sets.ceiling_on(torch.device("cpu"), -9.0) is ceiling
+    assert sets.ceiling_on(torch.device("meta"), -9.0).shape == (5,)
 
 
 @pytest.mark.parametrize("token", [*CONVERSATION_TOKENS, "<|end_of_text|>", "<|begin_of_text|>"])

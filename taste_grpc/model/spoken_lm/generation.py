@@ -1,4 +1,4 @@
-"""Generation: prompts, and one decode step over a batch of calls.
+"""Generation: one decode step over a batch of calls, and whole generations.
 
 Source: checkpoint layout 4.9 and 4.10. A new text id costs one forward pass of one row per call;
 what came before is in the cache.
@@ -6,7 +6,6 @@ what came before is in the cache.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -15,130 +14,39 @@ from torch import Tensor
 
 from taste_grpc.model.abort import AbortCheck, never_abort
 from taste_grpc.model.audio_tower.rvq import ResidualVQ
+from taste_grpc.model.layers.stepping import RowStep
+from taste_grpc.model.spoken_lm.call import Generation, StepResult
 from taste_grpc.model.spoken_lm.kv_slots import KeyValueSlots
-from taste_grpc.model.spoken_lm.network import SpokenLM, delayed_sources, speech_rows
-from taste_grpc.model.spoken_lm.sampler import Action, Draws, Sampler, SamplerStep, SamplingParams, TasteAction
+from taste_grpc.model.spoken_lm.network import SpokenLM, delayed_sources, fill_rows, speech_rows
+from taste_grpc.model.spoken_lm.prompt import (
+    Prompt,
+    audio_prompt,
+    heard_prompt,
+    instruct_prompt,
+    text_prompt,
+    zero_prompt,
+)
+from taste_grpc.model.spoken_lm.reading import PromptReading
+from taste_grpc.model.spoken_lm.sampler import Action, Draws, SamplerStep, SamplingParams, TasteAction, draw_texts
 from taste_grpc.model.text.tokens import TokenSets
 
-_TASTE_LOGIT = 1000.0  # what the published model gives the chosen code; all others get 0
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """What a generation starts from.
-
-    Attributes:
-        rows: `[T, D]` float32 input rows.
-        history: text ids that count for the repetition penalty.
-        pending_audio: speech embeddings `[A]` for the first new words, when the prompt ends in speech.
-    """
-
-    rows: Tensor
-    history: tuple[int, ...]
-    pending_audio: tuple[Tensor, ...] = ()
-
-    @property
-    def has_prefix(self) -> bool:
-        """Whether the prompt ends in speech that goes on."""
-        return bool(self.pending_audio)
-
-
-def zero_prompt(lm: SpokenLM) -> Prompt:
-    """Nothing but the opening id."""
-    sos = torch.tensor([lm.config.sos_id], device=lm.device)
-    return Prompt(lm.embed_text(sos), (lm.config.sos_id,))
-
-
-def text_prompt(lm: SpokenLM, text_ids: Sequence[int]) -> Prompt:
-    """Plain text to go on from: no opening id, no speech (as published)."""
-    ids = torch.tensor(list(text_ids), device=lm.device)
-    return Prompt(lm.embed_text(ids), tuple(text_ids))
-
-
-def _spoken_rows(
-    lm: SpokenLM, codebooks: ResidualVQ, text_ids: Sequence[int], word_ids: Sequence[int], taste_rows: Tensor
-) -> tuple[Tensor, Tensor]:
-    audio = speech_rows(
-        taste_rows.to(lm.device), word_ids, lm.pad_audio_unit_embed, lm.config.delay, codebooks.output_from_indices
-    )
-    prompt = lm.prompt(torch.tensor(list(text_ids), device=lm.device), audio)
-    return prompt.rows[: 1 + len(text_ids)], audio[len(text_ids) :]
-
-
-def audio_prompt(
-    lm: SpokenLM, codebooks: ResidualVQ, text_ids: Sequence[int], word_ids: Sequence[int], taste_rows: Tensor
-) -> Prompt:
-    """Speech to go on from. `taste_rows` `[L, Q]` with each word's row at its first id."""
-    rows, pending = _spoken_rows(lm, codebooks, text_ids, word_ids, taste_rows)
-    return Prompt(rows, tuple(text_ids), tuple(pending))
-
-
-def instruct_prompt(
-    lm: SpokenLM,
-    codebooks: ResidualVQ,
-    prefix_ids: Sequence[int],
-    text_ids: Sequence[int],
-    word_ids: Sequence[int],
-    taste_rows: Tensor,
-    suffix_ids: Sequence[int],
-) -> Prompt:
-    """Speech between two plain texts.
-
-    As published, the first spoken id is left out of the penalty history and the last word's row is
-    never heard.
-    """
-    rows, _ = _spoken_rows(lm, codebooks, text_ids, word_ids, taste_rows)
-    before, after = (torch.tensor(list(ids), dtype=torch.long, device=lm.device) for ids in (prefix_ids, suffix_ids))
-    history = (*prefix_ids, *tuple(text_ids)[1:], *suffix_ids)
-    return Prompt(torch.cat([lm.embed_text(before), rows[1:], lm.embed_text(after)]), history)
-
-
-@dataclass
-class Generation:
-    """The state of one running generation; it owns `slot` of a cache until it is done.
-
-    Attributes:
-        hidden: `[D]` newest hidden state, from which the next id is drawn.
-        audio: `[A]` speech embedding of the word spoken last.
-        pending: rows of the prompt's last words that are still to accompany new ones.
-        word_id: index of the newest word, -1 before the first.
-    """
-
-    slot: int
-    sampler: Sampler
-    hidden: Tensor
-    audio: Tensor
-    pending: deque[Tensor]
-    word_id: int = -1
-    done: bool = False
-    next_row: Tensor | None = field(default=None, repr=False)
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """What one decode step made of one call.
-
-    Attributes:
-        sampled: ids and actions of the sampler.
-        word_id: index of the word the text id belongs to (meaningful while the text goes on).
-        text_logits: `[V]` raw scores the id was drawn from.
-        latent: `[latent]` speech latent of the position.
-    """
-
-    sampled: SamplerStep
-    word_id: int
-    text_logits: Tensor
-    latent: Tensor
-
-    @property
-    def is_text(self) -> bool:
-        """Whether the text id belongs to the text (it does not in the last steps, which only fetch codes)."""
-        return self.sampled.action in (Action.CONTINUE_AT_WORD_START, Action.CONTINUE_NOT_AT_WORD_START)
-
-    @property
-    def has_taste(self) -> bool:
-        """Whether the step drew the codes of a word."""
-        return self.sampled.taste_ids[0] != -1
+__all__ = [
+    "GeneratedText",
+    "Generation",
+    "Prompt",
+    "PromptReading",
+    "StepResult",
+    "audio_prompt",
+    "decode_step",
+    "first_taste_rows",
+    "generate_all",
+    "heard_prompt",
+    "instruct_prompt",
+    "predicted_taste_rows",
+    "start_generations",
+    "text_prompt",
+    "zero_prompt",
+]
 
 
 def start_generations(
@@ -151,29 +59,14 @@ def start_generations(
     sets: TokenSets,
     abort: AbortCheck = never_abort,
 ) -> list[Generation]:
-    """Read the prompts into their (reset) slots; returns the states to step from."""
-    lengths = [prompt.rows.shape[0] for prompt in prompts]
-    rows = torch.nn.utils.rnn.pad_sequence([prompt.rows for prompt in prompts], batch_first=True)
-    for slot in slots:
-        cache.reset(slot)
-    hidden = lm(rows, cache, slots, lengths, abort)
-    return [
-        Generation(
-            slot=slot,
-            sampler=Sampler(
-                own_params,
-                sets,
-                delay=lm.config.delay,
-                has_prefix=prompt.has_prefix,
-                history=prompt.history,
-                draws=own_draws,
-            ),
-            hidden=hidden[i, lengths[i] - 1],
-            audio=lm.pad_audio_unit_embed.float(),
-            pending=deque(prompt.pending_audio),
-        )
-        for i, (slot, prompt, own_params, own_draws) in enumerate(zip(slots, prompts, params, draws, strict=True))
-    ]
+    """Read the prompts into their slots, one after the other; returns the states to step from."""
+    generations = []
+    for slot, prompt, own_params, own_draws in zip(slots, prompts, params, draws, strict=True):
+        reading = PromptReading(lm, cache, slot, prompt, own_params, sets, own_draws)
+        while not reading.advance(abort):
+            pass
+        generations.append(reading.generation)
+    return generations
 
 
 def decode_step(
@@ -182,24 +75,41 @@ def decode_step(
     cache: KeyValueSlots,
     generations: Sequence[Generation],
     abort: AbortCheck = never_abort,
+    *,
+    forward: RowStep | None = None,
 ) -> list[StepResult]:
-    """Draw one id for each of `generations` (none of them done) and feed it back.
+    """Draw one id for each of `generations` (none of them done, all of one tokenizer) and feed it back.
 
-    The cost of a step does not depend on how many came before, but for the keys it looks at.
+    The cost of a step does not depend on how many came before, but for the keys it looks at. What goes over the
+    vocabulary or through the network is done for all calls at once, and one transfer brings what they choose from to
+    the host.
+
+    Args:
+        lm: the language model.
+        codebooks: what codes mean.
+        cache: where all of them have their slots; with a fixed shape, no more than `step_rows` of them.
+        generations: at least one.
+        abort: called before each layer.
+        forward: takes the new rows through the network in place of `lm.step` (see `GraphedStep`).
     """
-    hidden = torch.stack([generation.hidden for generation in generations])  # [B, D]
+    rows = len(generations) if cache.fixed is None else cache.fixed.step_rows
+    hidden = fill_rows(torch.stack([generation.hidden for generation in generations]), rows)  # [B, D]
     text_logits = lm.text_logits(hidden)  # [B, V]
     latents = lm.taste_latent(hidden)  # [B, latent]
-    codes = codebooks.indices_from_code(latents)  # [B, Q]
-    taste_logits = torch.nn.functional.one_hot(codes, codebooks.config.codebook_size).float() * _TASTE_LOGIT
+    used = len(generations)
+    codes = codebooks.indices_from_code(latents[:used]).int()  # [B, Q]
+    ids, drawn = draw_texts([generation.sampler for generation in generations], text_logits[:used], codes)
+    assert drawn is not None
     results = []
-    for i, generation in enumerate(generations):
-        sampled = generation.sampler.step(text_logits[i], taste_logits[i])
+    for row, (generation, text_id) in enumerate(zip(generations, ids, strict=True)):
+        # the published logits of the codes are 1000 for the nearest code and 0 for all others: exp(-1000) is 0, so
+        # whatever top-p is, and whatever number is drawn, it is the nearest one
+        sampled = generation.sampler.advance(text_id, lambda own=drawn[row]: tuple(own.tolist()), drawn.shape[1])
         if sampled.action == Action.CONTINUE_AT_WORD_START:
             generation.word_id += 1
         generation.done = sampled.action == Action.TERMINATE
-        results.append(StepResult(sampled, generation.word_id, text_logits[i], latents[i]))
-    _feed_back(lm, codebooks, cache, generations, [result.sampled for result in results], abort)
+        results.append(StepResult(sampled, generation.word_id, text_logits[row], latents[row]))
+    _feed_back(lm, codebooks, cache, generations, [result.sampled for result in results], abort, forward)
     return results
 
 
@@ -210,29 +120,49 @@ def _feed_back(
     generations: Sequence[Generation],
     steps: Sequence[SamplerStep],
     abort: AbortCheck,
+    forward: RowStep | None,
 ) -> None:
     going = [(generation, step) for generation, step in zip(generations, steps, strict=True) if not generation.done]
     if not going:
         return
-    text = lm.embed_text(torch.tensor([step.text_id for _, step in going], device=lm.device))
-    audio = torch.stack([_accompanying_audio(lm, codebooks, generation, step) for generation, step in going])
-    rows = lm.fuse(audio, text)
-    hidden = lm(rows[:, None], cache, [generation.slot for generation, _ in going], abort=abort)
+    count = len(going) if cache.fixed is None else cache.fixed.step_rows
+    _renew_audio(lm, codebooks, going, count)
+    silence = lm.pad_audio_unit_embed.float()
+    audio = torch.stack(
+        [silence if step.taste_action == TasteAction.WAIT else generation.audio for generation, step in going]
+    )
+    text = lm.embed_text(to_device([[step.text_id] for _, step in going], lm.device)[:, 0])
+    rows = lm.fuse(fill_rows(audio, count), fill_rows(text, count))
+    slots = [generation.slot for generation, _ in going]
+    hidden = lm.step(rows, cache, slots, abort) if forward is None else forward(rows, slots)
     for i, (generation, _) in enumerate(going):
         generation.next_row = rows[i]
-        generation.hidden = hidden[i, 0]
+        generation.hidden = hidden[i]
 
 
-def _accompanying_audio(lm: SpokenLM, codebooks: ResidualVQ, generation: Generation, step: SamplerStep) -> Tensor:
-    """The speech embedding `[A]` that is fused with a step's text id."""
-    if step.taste_action == TasteAction.WAIT:
-        return lm.pad_audio_unit_embed.float()
-    if step.taste_action == TasteAction.SAMPLE and step.taste_ids[0] != -1:
-        indices = torch.tensor(step.taste_ids, device=lm.device)
-        generation.audio = codebooks.output_from_indices(indices).float()
-    elif step.taste_action == TasteAction.USE_PREFIX and generation.pending:
-        generation.audio = generation.pending.popleft()
-    return generation.audio
+def _renew_audio(
+    lm: SpokenLM, codebooks: ResidualVQ, going: Sequence[tuple[Generation, SamplerStep]], count: int
+) -> None:
+    """Set the speech embedding `[A]` of the calls that go on to another word; `count` rows are worked out at least."""
+    fresh = [
+        (generation, step.taste_ids)
+        for generation, step in going
+        if step.taste_action == TasteAction.SAMPLE and step.taste_ids[0] != -1
+    ]
+    if fresh:
+        codes = to_device([row for _, row in fresh], lm.device)
+        filled = codes if len(going) == count else fill_rows(codes, count)
+        for (generation, _), audio in zip(fresh, codebooks.output_from_indices(filled).float(), strict=False):
+            generation.audio = audio
+    for generation, step in going:
+        if step.taste_action == TasteAction.USE_PREFIX and generation.pending:
+            generation.audio = generation.pending.popleft()
+
+
+def to_device(rows: Sequence[Sequence[int]], device: torch.device) -> Tensor:
+    """Integers `[B, n]` on `device`, from pinned memory and without waiting on CUDA."""
+    host = torch.tensor(rows, pin_memory=device.type == "cuda")
+    return host.to(device, non_blocking=True)
 
 
 @dataclass
@@ -282,7 +212,7 @@ def generate_all(
     if params.max_length is None:
         params = replace(params, max_length=max_steps)
     limit = (params.max_length or max_steps) + lm.config.delay
-    cache = lm.new_cache(slots=1, capacity=prompt.rows.shape[0] + limit + 1)
+    cache = lm.new_cache(slots=1, capacity=prompt.length + limit + 1)
     (generation,) = start_generations(lm, cache, [0], [prompt], [params], [draws], sets, abort)
     outcome = GeneratedText()
     for _ in range(limit + 1):

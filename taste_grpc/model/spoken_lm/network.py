@@ -287,9 +287,7 @@ class SpokenLM(nn.Module):
         kind = self.config.attn_implementation
         return LayerRun(self.llama.model, rows.to(self.dtype), run, kind, rowwise=rowwise)
 
-    def step(
-        self, rows: Tensor, cache: KeyValueSlots, slots: Sequence[int], abort: AbortCheck = never_abort
-    ) -> Tensor:
+    def step(self, rows: Tensor, cache: KeyValueSlots, slots: Sequence[int], abort: AbortCheck = never_abort) -> Tensor:
         """Feed one row `[n, D]` to each of n different slots; returns hidden states `[n, D]`.
 
         A cache of fixed shape has every step done with its number of rows; `rows` may be that many already.

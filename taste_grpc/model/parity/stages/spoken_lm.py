@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from taste_grpc.model.parity.goldens import GoldenSet
 from taste_grpc.model.parity.stage import Checkpoint, StageFunction, StageInput
+from taste_grpc.model.spoken_lm.candidates import Candidates, Floats, Integers, find_candidates
 from taste_grpc.model.spoken_lm.generation import (
     GeneratedText,
     Prompt,
@@ -22,7 +23,7 @@ from taste_grpc.model.spoken_lm.generation import (
     zero_prompt,
 )
 from taste_grpc.model.spoken_lm.network import FusedPrompt, speech_rows
-from taste_grpc.model.spoken_lm.sampler import Action, Sampler, SamplerStep, SamplingParams, SeededDraws
+from taste_grpc.model.spoken_lm.sampler import Action, Sampler, SamplerStep, SamplingParams, SeededDraws, ban
 from taste_grpc.model.text.tokens import TokenSets
 
 
@@ -156,10 +157,10 @@ class _RecordingSampler(Sampler):
 
     sink: list[Tensor]
 
-    def text_probabilities(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        ids, probabilities = super().text_probabilities(logits)
-        vector = torch.zeros_like(logits)
-        vector[ids] = probabilities
+    def text_probabilities(self, candidates: Candidates) -> tuple[Integers, Floats]:
+        ids, probabilities = super().text_probabilities(candidates)
+        vector = torch.zeros(self.sets.vocab_size)
+        vector[torch.from_numpy(ids)] = torch.from_numpy(probabilities)
         self.sink.append(vector)
         return ids, probabilities
 
@@ -196,7 +197,8 @@ def _replayed_probabilities(run: _Run, params: SamplingParams, sets: TokenSets, 
     )
     sampler.sink = []
     for step in run.generated.steps:
-        sampler.text_probabilities(sampler.ban(step.text_logits))
+        candidates, _ = find_candidates(ban(step.text_logits[None], [sampler]), [params.text_top_p])
+        sampler.text_probabilities(candidates[0])
         sampler.history.add(step.sampled.text_id)
     return sampler.sink
 
