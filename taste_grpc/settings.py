@@ -248,14 +248,14 @@ def _sentence(error: dict[str, Any], flags: Mapping[str, Any], path: Path | None
     name = ".".join(location) or "settings"
     variable = _PREFIX + _NESTED.join(location).upper()
     if location and location[0] in flags:
-        origin = f"flag --{location[0].replace('_', '-')}"
+        origin = f"flag --{location[0].replace('_', '-')}" if len(location) == 1 else "command line"
     elif location and any(key.upper() == variable for key in os.environ):
         origin = f"environment variable {variable}"
     else:
         origin = str(path) if path else "settings"
     if error["type"] == "extra_forbidden":
         return f"{name}: there is no such setting ({origin})"
-    message = str(error["msg"]).removeprefix("Value error, ")
+    message = "is missing" if error["type"] == "missing" else str(error["msg"]).removeprefix("Value error, ")
     is_secret = location[:1] == ["tokens"]
     value = "" if is_secret or isinstance(error["input"], dict) else f"{error['input']!r}: "
     return " ".join(f"{name}: {value}{message} ({origin})".split())

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import traceback
+
 import pytest
 from pydantic import ValidationError
 
@@ -57,6 +59,10 @@ def test_immutable():
         ({}, {}, "[limits]\nmin_audio_ms = 50\nmax_audio_ms = 40", ("min_audio_ms is 50", "40")),
         ({"device": "gpu"}, {}, "", ("device", "gpu")),
         ({"drain_grace_s": float("nan")}, {}, "", ("drain_grace_s",)),
+        ({}, {"TASTE_TLS": "yes"}, "", ("tls", "dictionary", "TASTE_TLS")),
+        ({}, {}, "[tls]\ncert_file = 'a.pem'", ("tls.key_file", "is missing", "taste.toml")),
+        ({"tls": {"cert_file": "a.pem"}}, {}, "", ("tls.key_file", "is missing", "command line")),
+        ({}, {}, "[tls]\ncert_file = 'a'\nkey_file = 'b'\nca = 'c'", ("tls.ca", "no such setting")),
     ],
 )
 def test_a_bad_value_is_one_clear_line(flags, environment, toml, parts, monkeypatch, tmp_path):
@@ -85,3 +91,60 @@ def test_printed_settings_read_back(tmp_path):
 
 def test_every_limit_of_the_contract_is_a_setting():
     assert {field.name for field in common_pb2.Limits.DESCRIPTOR.fields} <= set(LimitSettings.model_fields)
+
+
+SECRET = "s3cret-0123456789"
+
+
+def test_tokens_come_from_all_sources_together(monkeypatch, tmp_path):
+    config = tmp_path / "taste.toml"
+    config.write_text(f'[tokens]\nAlice = "{SECRET}1"\nbob = "{SECRET}2"\n')
+    monkeypatch.setenv("TASTE_TOKENS__BOB", f"{SECRET}3")
+    monkeypatch.setenv("TASTE_TOKENS__FRONT_END", f"{SECRET}4")
+    tokens = load_settings({}, config).tokens
+    assert {name: token.get_secret_value() for name, token in tokens.items()} == {
+        "Alice": f"{SECRET}1",
+        "bob": f"{SECRET}3",
+        "front_end": f"{SECRET}4",
+    }
+
+
+def test_tokens_are_never_shown(tmp_path):
+    settings = load_settings({"tokens": {"alice": SECRET, "bob": f"{SECRET}-2"}, "tokens_file": tmp_path / "t.toml"})
+    shown = [to_toml(settings), settings.model_dump_json(), repr(settings), str(settings), repr(settings.tokens)]
+    assert not any(SECRET in text for text in shown)
+    assert all("alice" in text for text in shown)
+    config = tmp_path / "printed.toml"
+    config.write_text(to_toml(settings))
+    assert load_settings(config=config).tokens == {}
+
+
+@pytest.mark.parametrize(
+    ("environment", "toml", "parts"),
+    [
+        ({"TASTE_TOKENS__ALICE": SECRET[:15]}, "", ("tokens.alice", "16 to 4,096", "15", "TASTE_TOKENS__ALICE")),
+        ({"TASTE_TOKENS": f'{{"alice": "{SECRET}"'}, "", ("tokens", "no JSON object", "TASTE_TOKENS")),
+        ({"TASTE_TOKENS": f'"{SECRET}"'}, "", ("tokens", "dictionary", "TASTE_TOKENS")),
+        ({"TASTE_TOKENS__ALICE": SECRET * 300}, "", ("tokens.alice", "16 to 4,096", "5,100")),
+        ({}, f'tokens = "{SECRET}"', ("tokens", "dictionary", "taste.toml")),
+        ({}, f'tokens = ["{SECRET}"]', ("tokens", "dictionary", "taste.toml")),
+        ({}, '[tokens]\nalice = ""', ("tokens.alice", "16 to 4,096", "taste.toml")),
+        ({}, f'[tokens]\nalice = "{SECRET} "', ("tokens.alice", "no blanks")),
+        ({}, f'[tokens]\nalice = "{SECRET}\\u00e9"', ("tokens.alice", "ASCII")),
+        ({}, f'[tokens]\nalice = ["{SECRET}"]', ("tokens.alice", "string")),
+        ({}, f'[tokens]\n"a b" = "{SECRET}"', ("tokens.a b", "1 to 64")),
+        ({}, f'[tokens]\nalice = "{SECRET}"\nbob = "{SECRET}"', ("tokens", "alice and bob", "same token")),
+        ({}, f'[tokens]\nalice = "{SECRET}', ("taste.toml", "no TOML")),
+    ],
+)
+def test_a_bad_token_is_one_clear_line_that_does_not_show_it(environment, toml, parts, monkeypatch, tmp_path):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    config = tmp_path / "taste.toml"
+    config.write_text(toml)
+    with pytest.raises(SettingsError) as refused:
+        load_settings({}, config)
+    message = str(refused.value)
+    assert "\n" not in message
+    assert all(part in message for part in parts), message
+    assert SECRET[:8] not in "".join(traceback.format_exception(refused.value))
