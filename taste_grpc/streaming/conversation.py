@@ -8,8 +8,9 @@ the published completion modes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Literal
 
 import torch
@@ -207,6 +208,26 @@ def _input_rows(
     """Text ids `[T]` fused with the codes `[T, Q]` heard at each, but for the opening id."""
     with torch.inference_mode():
         return heard_prompt(model.spoken_lm, model.audio_tower.rvq, text_ids, heard, pending, history)
+
+
+def completion_mode(segments: Iterable[tuple[str, str]]) -> str:
+    """The published completion mode that segments, given as `(role, modality)`, are in; neighbours count as one.
+
+    Raises InvalidInputError naming `input_segments` when there is none.
+    """
+    modes = {
+        (): "zero",
+        ("text",): "text",
+        ("audio",): "audio",
+        ("text", "audio", "text"): "instruct",
+    }
+    pattern = tuple(modality for (_, modality), _ in groupby(segments))
+    if pattern not in modes:
+        raise InvalidInputError(
+            "input_segments",
+            f"are {', '.join(pattern)}; the format 'completion' takes none, one text, one audio, or text, audio, text",
+        )
+    return modes[pattern]
 
 
 def build_completion_prompt(

@@ -23,7 +23,8 @@ _RESULTS_AHEAD = 64  # results the generating thread may run ahead of its reader
 class ResultIterator(Iterator[StreamingResult]):
     """The results of a generation that runs on a thread of its own, from `streaming_generate`.
 
-    `close`, leaving a `with` block, or dropping the last reference stops the generation within one step.
+    It begins when the first result is asked for. One thread at a time may iterate. `close`, leaving a `with` block, or
+    dropping the last reference stops the generation within one step.
     """
 
     def __init__(self, results: Iterator[StreamingResult], closed: threading.Event) -> None:
@@ -33,12 +34,13 @@ class ResultIterator(Iterator[StreamingResult]):
         self._thread = threading.Thread(
             target=_run, args=(results, self._results, closed), name="taste-generate", daemon=True
         )
-        self._thread.start()
 
     def __next__(self) -> StreamingResult:
         """The next result. Raises what the generation raised, once."""
         if self._ended or self._closed.is_set():
             raise StopIteration
+        if self._thread.ident is None:
+            self._thread.start()
         result = self._results.get()
         if isinstance(result, StreamingResult):
             return result
@@ -66,7 +68,10 @@ class ResultIterator(Iterator[StreamingResult]):
         self.close()
 
     def __del__(self) -> None:
-        self._closed.set()
+        if threading.current_thread() is self._thread:  # the garbage collector runs wherever it likes
+            self._closed.set()
+        else:
+            self.close()
 
 
 def _run(

@@ -21,7 +21,9 @@ from taste_grpc.model.spoken_lm.generation import (
     text_prompt,
     zero_prompt,
 )
-from taste_grpc.model.spoken_lm.kv_slots import KeyValueSlots
+from taste_grpc.model.spoken_lm.kv_slots import KeyValueSlots, SlotPass
+from taste_grpc.model.spoken_lm.llama_step import LayerRun
+from taste_grpc.model.spoken_lm.network import SpokenLM
 from taste_grpc.model.spoken_lm.sampler import Action, SamplingParams, SeededDraws, TasteAction
 from tests.conftest import Loaded
 
@@ -169,17 +171,17 @@ def test_a_text_that_would_not_end_is_ended(tiny: Loaded) -> None:
 
 def test_a_step_costs_one_row(tiny: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
     lm = tiny.model.spoken_lm
-    widths: list[int] = []
-    real = type(lm).forward
+    rows: list[int] = []
+    real = type(lm).run
 
-    def counting(self: object, rows: Tensor, *args: object, **kwargs: object) -> Tensor:
-        widths.append(rows.shape[1])
-        return real(self, rows, *args, **kwargs)  # type: ignore[arg-type]
+    def counting(self: SpokenLM, given: Tensor, run: SlotPass, **kwargs: bool) -> LayerRun:
+        rows.append(len(given))
+        return real(self, given, run, **kwargs)
 
-    monkeypatch.setattr(type(lm), "forward", counting)
+    monkeypatch.setattr(type(lm), "run", counting)
     run_alone(tiny, prompts(tiny)["audio"], GREEDY, seed=0)
-    assert widths[0] == 1 + len(IDS)
-    assert set(widths[1:]) == {1}
+    assert rows[0] == 1 + len(IDS)
+    assert set(rows[1:]) == {1}
 
 
 def test_abort_stops_a_generation(tiny: Loaded) -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from taste_grpc.errors import CallAbortedError, InvalidInputError
-from taste_grpc.model.spoken_lm.kv_slots import KeyValueSlots, SlotWindow
+from taste_grpc.model.spoken_lm.kv_slots import KeyValueSlots, SlotPass
 from taste_grpc.model.spoken_lm.network import SpokenLM
 from tests.conftest import Loaded
 
@@ -124,32 +124,41 @@ def test_an_aborted_pass_counts_for_nothing(tiny: Loaded) -> None:
 
 def test_memory_is_counted_in_bytes() -> None:
     cache = storage()
-    assert cache.nbytes == 2 * 2 * 3 * 2 * 12 * 4 * 4
+    assert cache.nbytes == 2 * 2 * 3 * 2 * 16 * 4 * 4  # slots begin at whole cache lines
 
 
 @pytest.mark.parametrize("slots", [[0, 1], [2, 0], [1]])
-def test_the_window_returns_what_was_stored(slots: list[int]) -> None:
+def test_a_pass_keeps_what_it_is_given_and_shows_no_more_than_its_slots_hold(slots: list[int]) -> None:
     cache = storage()
+    cache.lengths[slots[0]] = 4
     news = [2, 3][: len(slots)]
-    keys = torch.randn(len(slots), 2, max(news), 4)
-    window = SlotWindow(cache, slots, news)
-    stored, values = window.update(keys, -keys, 1)
-    window.commit()
-    for row, (slot, new) in enumerate(zip(slots, news, strict=True)):
-        assert torch.equal(stored[row, :, :new], keys[row, :, :new])
-        assert torch.equal(values[row, :, :new], -keys[row, :, :new])
-        assert torch.equal(cache.keys[1, slot, :, :new], keys[row, :, :new])
-        assert cache.lengths[slot] == new
-        assert not cache.keys[1, slot, :, new:].any()  # padding is not stored
+    run = SlotPass(cache, slots, news, rows=7)
+    keys = torch.randn(7, 2, 4)
+    run.store(1, keys, -keys)
+    for index, (slot, (first, end, window)) in enumerate(zip(slots, run.spans, strict=True)):
+        start = cache.lengths[slot]
+        seen, values = run.window(1, index)
+        assert seen.shape == (1, 2, window, 4)
+        assert window == start + news[index]
+        assert run.positions[first:end].tolist() == list(range(start, window))
+        assert torch.equal(seen[0, :, start:].transpose(0, 1), keys[first:end])
+        assert torch.equal(values, -seen)
+        assert not cache.keys[1, slot, :, window:].any()
+    assert run.positions[run.used :].tolist() == [0] * (7 - sum(news))
+    run.commit()
+    assert [cache.lengths[slot] for slot in slots] == [window for _, _, window in run.spans]
     assert not cache.keys[0].any()
 
 
-def test_rows_see_themselves_and_what_came_before() -> None:
+def test_a_reset_slot_holds_zeros_also_where_a_dropped_pass_wrote() -> None:
     cache = storage()
-    cache.lengths = [4, 1, 0]
-    window = SlotWindow(cache, [0, 1], [1, 2])
-    visible = window.mask(torch.float32)[:, 0] == 0
-    assert visible.tolist() == [
-        [[True, True, True, True, True], [True] * 5],  # the second row is padding
-        [[True, True, False, False, False], [True, True, True, False, False]],
-    ]
+    SlotPass(cache, [1], [5]).store(0, torch.full((5, 2, 4), torch.nan), torch.full((5, 2, 4), torch.nan))
+    assert cache.lengths == [0, 0, 0]
+    cache.reset(1)
+    assert not cache.keys.any()
+    assert not cache.values.any()
+
+
+def test_more_rows_than_a_pass_has_are_a_mistake_of_the_caller() -> None:
+    with pytest.raises(ValueError, match="3 rows do not fit into a pass of 2"):
+        SlotPass(storage(), [0, 1], [1, 2], rows=2)

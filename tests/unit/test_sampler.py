@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from taste_grpc.errors import InvalidInputError, InvalidTypeError
+from taste_grpc.model.spoken_lm.candidates import Candidates, find_candidates
 from taste_grpc.model.spoken_lm.sampler import (
     BANNED_LOGIT,
     Action,
@@ -21,7 +22,8 @@ from taste_grpc.model.spoken_lm.sampler import (
     SamplingParams,
     SeededDraws,
     TasteAction,
-    top_p_candidates,
+    ban,
+    draw_texts,
 )
 from taste_grpc.model.text.tokens import TokenSets
 
@@ -81,31 +83,86 @@ def full_sort(logits: Tensor, top_p: float) -> set[int]:
     return set(ids[kept].tolist())
 
 
+def kept(logits: Tensor, top_p: float) -> tuple[list[int], list[float]]:
+    """Ids and logits top-p keeps of one row."""
+    ids, values = find_candidates(logits[None], [top_p])[0][0].kept(top_p)
+    return ids.tolist(), values.tolist()
+
+
 @settings(deadline=None)
-@given(st.integers(0, 10**6), st.integers(2, 5000), st.floats(0.01, 0.999), st.floats(0.1, 3.0))
+@given(st.integers(0, 10**6), st.integers(2, 9000), st.floats(0.01, 0.999), st.floats(0.1, 3.0))
 def test_top_p_is_what_sorting_everything_gives(seed: int, size: int, top_p: float, spread: float) -> None:
     logits = torch.randn(size, generator=torch.Generator().manual_seed(seed)) * spread
-    ids, values = top_p_candidates(logits, top_p)
+    ids, values = kept(logits, top_p)
     expected = full_sort(logits, top_p)
-    assert set(ids.tolist()) == expected
-    assert torch.equal(values, logits[ids])
-    assert torch.equal(values, values.sort(descending=True).values)
+    assert set(ids) == expected
+    assert values == logits[ids].tolist()
+    assert values == sorted(values, reverse=True)
 
 
 @pytest.mark.parametrize("size", [1000, 20_000])
 def test_top_p_widens_its_search(size: int) -> None:
     logits = torch.zeros(size)  # nothing stands out: most ids are needed
     logits += torch.linspace(0, 1e-3, size)
-    ids, _ = top_p_candidates(logits, 0.9)
+    ids, _ = kept(logits, 0.9)
     assert abs(len(ids) - 0.9 * size) < 0.01 * size
-    assert set(ids.tolist()) == set(range(size - len(ids), size))
+    assert set(ids) == set(range(size - len(ids), size))
 
 
 def test_the_id_that_crosses_the_threshold_is_dropped_and_the_best_stays() -> None:
     logits = torch.tensor([0.4, 0.3, 0.2, 0.1]).log()
-    assert top_p_candidates(logits, 0.75)[0].tolist() == [0, 1]
-    assert top_p_candidates(logits, 0.1)[0].tolist() == [0]
-    assert len(top_p_candidates(logits, 1.0)[0]) >= 3
+    assert kept(logits, 0.75)[0] == [0, 1]
+    assert kept(logits, 0.1)[0] == [0]
+    assert len(kept(logits, 1.0)[0]) >= 3
+
+
+@settings(deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 6), st.sampled_from([3, 64, 130, 4097, 9000]), st.integers(2, 300))
+def test_rows_of_a_batch_have_the_candidates_of_each_alone(seed: int, rows: int, size: int, levels: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randint(0, levels, (rows, size), generator=generator).float() * 0.05  # many equal scores
+    top_ps = [(0.0, 0.3, 0.95, 1.0)[row % 4] for row in range(rows)]
+    codes = torch.randint(0, 512, (rows, 4), generator=generator).int()
+    together, beside = find_candidates(logits, top_ps, codes)
+    assert beside is not None
+    assert beside.tolist() == codes.tolist()
+    for row, (own, top_p) in enumerate(zip(together, top_ps, strict=True)):
+        alone = find_candidates(logits[row : row + 1], [top_p])[0][0]
+        assert own.ids.tolist() == alone.ids.tolist()
+        assert own.logits.tolist() == logits[row, own.ids].tolist()
+        assert own.cumulative.tolist() == alone.cumulative.tolist()
+        assert own.ids[0] == logits[row].argmax()
+        best = sorted(range(size), key=lambda k, row=row: (-float(logits[row, k]), k))
+        if len(own.ids) < size and top_p > 0:  # of equal scores, some at the end may have been left out
+            distinct = int((own.logits > own.logits[-1]).sum())
+            assert own.ids[:distinct].tolist() == best[:distinct]
+
+
+def test_a_batch_draws_what_each_call_draws_alone() -> None:
+    settings_of = [
+        {"text_top_p": 0.0},
+        {"text_top_p": 0.9, "repetition_penalty": 3.0, "history": [START, 2]},
+        {"text_top_p": 0.5, "text_temperature": 2.0, "stop_id": STOP},
+        {"text_top_p": 1.0, "stop_id": STOP_AT_START},
+    ]
+    logits = torch.randn(len(settings_of), 10, generator=torch.Generator().manual_seed(3)) * 2
+    for k in range(20):
+        samplers = [sampler(**given) for given in settings_of]
+        for own in samplers:
+            own.draws = Fixed(k / 20)
+        together, _ = draw_texts(samplers, logits + k * 0.1)
+        assert together == [own.draw_text(row) for own, row in zip(samplers, logits + k * 0.1, strict=True)]
+
+
+def test_calls_of_two_tokenizers_do_not_share_a_batch() -> None:
+    other = sampler()
+    other.sets = TokenSets.from_ids(10, [], [], [])
+    with pytest.raises(ValueError, match="share their token sets"):
+        draw_texts([sampler(), other], torch.zeros(2, 10))
+
+
+def candidates_of(own: Sampler, logits: Tensor) -> Candidates:
+    return find_candidates(ban(logits[None], [own]), [own.params.text_top_p])[0][0]
 
 
 def test_banned_ids_are_never_drawn_but_the_own_stop_id_may_be() -> None:
@@ -115,7 +172,7 @@ def test_banned_ids_are_never_drawn_but_the_own_stop_id_may_be() -> None:
     assert sampler(stop_id=STOP).draw_text(logits) == STOP
     # and only its own
     assert sampler(stop_id=START).draw_text(logits) not in (BANNED, STOP)
-    banned = sampler(stop_id=STOP).ban(logits)
+    banned = ban(logits[None], [sampler(stop_id=STOP)])[0]
     assert banned[BANNED] == BANNED_LOGIT
     assert banned[STOP] == 5.0
 
@@ -123,7 +180,7 @@ def test_banned_ids_are_never_drawn_but_the_own_stop_id_may_be() -> None:
 @pytest.mark.parametrize("top_p", [0.3, 1.0])
 def test_banned_ids_have_no_probability(top_p: float) -> None:
     own = sampler(text_top_p=top_p, text_temperature=100.0)
-    ids, probabilities = own.text_probabilities(own.ban(torch.zeros(10)))
+    ids, probabilities = own.text_probabilities(candidates_of(own, torch.zeros(10)))
     assert probabilities[(ids == BANNED) | (ids == STOP)].sum() == 0
     assert probabilities.sum() == pytest.approx(1)
 
@@ -132,10 +189,10 @@ def test_ids_of_the_history_are_penalised_after_top_p() -> None:
     logits = torch.full((10,), -50.0)
     logits[[1, 2, 3, 5]] = torch.tensor([2.0, 1.5, -1.0, -1.5])
     own = sampler(text_top_p=0.99, repetition_penalty=2.0, text_temperature=0.5, history=[1, 3])
-    ids, probabilities = own.text_probabilities(own.ban(logits))
+    ids, probabilities = own.text_probabilities(candidates_of(own, logits))
     assert ids.tolist() == [1, 2, 3]  # ascending, as they are drawn
     expected = (torch.tensor([2.0 / 2, 1.5, -1.0 * 2]) / 0.5).softmax(-1)
-    torch.testing.assert_close(probabilities, expected)
+    torch.testing.assert_close(torch.from_numpy(probabilities), expected)
 
 
 def test_what_was_drawn_is_history_too() -> None:
@@ -173,6 +230,16 @@ def test_codes_are_drawn_from_each_codebook() -> None:
     assert all(0 <= code < CODES for code in own.draw_taste(logits))
     torch.testing.assert_close(own.taste_probabilities(TASTE).argmax(-1), torch.arange(CODEBOOKS))
     assert sampler(taste_top_p=0.9).draw_taste(TASTE) == sampler().draw_taste(TASTE) == (0, 1, 2, 3)
+
+
+@pytest.mark.parametrize("top_p", [0.0, 1e-9, 0.3, 0.999999, 1.0])
+@pytest.mark.parametrize("u", [0.0, 1e-17, 0.5, 1 - 2**-53])
+def test_scores_of_a_thousand_for_one_code_leave_no_choice(top_p: float, u: float) -> None:
+    """Generation takes the nearest code without drawing: this is why it may."""
+    own = sampler(taste_top_p=top_p)
+    own.draws = Fixed(u)
+    codes = torch.tensor([0, 511, 100, 7])
+    assert own.draw_taste(torch.nn.functional.one_hot(codes, 512) * 1000.0) == tuple(codes.tolist())
 
 
 # --- the state machine

@@ -64,8 +64,8 @@ def test_an_iterator_that_is_closed_stops_within_a_step(
     if how == "close":
         results.close()
     elif how == "raise":
-        with pytest.raises(RuntimeError, match="from outside"):
-            results.throw(RuntimeError("from outside"))
+        with pytest.raises(RuntimeError, match="from outside"), results:
+            raise RuntimeError("from outside")
     else:
         del results
         gc.collect()

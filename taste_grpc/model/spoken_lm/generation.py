@@ -8,7 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -104,13 +107,17 @@ def decode_step(
     for row, (generation, text_id) in enumerate(zip(generations, ids, strict=True)):
         # the published logits of the codes are 1000 for the nearest code and 0 for all others: exp(-1000) is 0, so
         # whatever top-p is, and whatever number is drawn, it is the nearest one
-        sampled = generation.sampler.advance(text_id, lambda own=drawn[row]: tuple(own.tolist()), drawn.shape[1])
+        sampled = generation.sampler.advance(text_id, partial(_as_codes, drawn[row]), drawn.shape[1])
         if sampled.action == Action.CONTINUE_AT_WORD_START:
             generation.word_id += 1
         generation.done = sampled.action == Action.TERMINATE
         results.append(StepResult(sampled, generation.word_id, text_logits[row], latents[row]))
     _feed_back(lm, codebooks, cache, generations, [result.sampled for result in results], abort, forward)
     return results
+
+
+def _as_codes(row: npt.NDArray[np.int32]) -> tuple[int, ...]:
+    return tuple(row.tolist())
 
 
 def _feed_back(

@@ -277,7 +277,7 @@ class SpokenLM(nn.Module):
         valid = [row[:count] for row, count in zip(rows, counts, strict=True)]
         run = self.run(torch.cat(valid), SlotPass(cache, slots, counts))
         run.advance(abort=abort)
-        return torch.nn.utils.rnn.pad_sequence(list(run.hidden.split(counts)), batch_first=True)
+        return torch.nn.utils.rnn.pad_sequence(list(torch.split(run.hidden, counts)), batch_first=True)
 
     def run(self, rows: Tensor, run: SlotPass, *, rowwise: bool = False) -> LayerRun:
         """New rows `[run.rows, D]` of several calls, one call after the other, ready to go through the layers.
