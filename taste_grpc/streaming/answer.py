@@ -12,7 +12,7 @@ from taste_grpc.errors import InvalidInputError, InvalidTypeError, type_name
 from taste_grpc.model.abort import AbortCheck, never_abort
 from taste_grpc.model.arguments import check_integer
 from taste_grpc.model.processor import TasteProcessor
-from taste_grpc.model.spoken_lm.generation import Generation, StepResult, start_generations
+from taste_grpc.model.spoken_lm.generation import PromptReading, StepResult
 from taste_grpc.model.spoken_lm.kv_slots import KeyValueSlots
 from taste_grpc.model.spoken_lm.sampler import EndReason, SamplingParams, SeededDraws
 from taste_grpc.model.taste import TasteForCausalLM
@@ -129,14 +129,17 @@ class Answer:
     @property
     def prompt_rows(self) -> int:
         """Positions of the prompt."""
-        return int(self._prompt.rows.shape[0])
+        return self._prompt.length
 
     def work(self) -> Work[None]:
         """Generate the answer; emits a `StreamingResult` whenever there is something new, the complete one last."""
         slot = yield TextSlot(self.prompt_rows + self._new_rows)
         try:
-            generation = self._read_prompt(slot)
+            reading = self._reading(slot)
+            while not reading.advance(self._abort):
+                yield Turn()
             yield Turn()
+            generation = reading.generation
             while True:
                 result: StepResult = yield TextStep(slot, generation)
                 self.steps += 1
@@ -150,19 +153,18 @@ class Answer:
         reason = self._reason(generation.sampler.end_reason)
         yield Emit(StreamingResult(True, reason, self._segment(len(self._words))))
 
-    def _read_prompt(self, slot: Slot[KeyValueSlots]) -> Generation:
+    def _reading(self, slot: Slot[KeyValueSlots]) -> PromptReading:
         seed = secrets.randbits(63) if self._options.seed is None else self._options.seed
-        (generation,) = start_generations(
+        return PromptReading(
             self._model.spoken_lm,
             slot.cache,
-            [slot.index],
-            [self._prompt],
-            [self._params],
-            [SeededDraws(seed, self._model.vq_dim)],
+            slot.index,
+            self._prompt,
+            self._params,
             self._sets,
-            self._abort,
+            SeededDraws(seed, self._model.vq_dim),
+            slot.piece,
         )
-        return generation
 
     def _take(self, result: StepResult) -> int | None:
         """Note what a step brought; returns the index of the word it completed."""

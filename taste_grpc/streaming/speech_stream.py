@@ -215,9 +215,11 @@ class SpeechStream:
             rejected = decoder.end_of_speech if len(previous) + len(units) < least else None
             return UnitChoice(sampler, self.state.unit_count + len(units), rejected)
 
-        slot = yield UnitSlot(prompt.shape[1] + most)
+        rows = torch.cat([prompt[0], decoder.embed_units(previous)])
+        slot = yield UnitSlot(len(rows) + 1, prompt.shape[1] + most)
         try:
-            rows = torch.cat([prompt[0], decoder.embed_units(previous)])
+            most = min(most, slot.positions - prompt.shape[1])
+            slot.cache.reset(slot.index)
             log_probs = decoder.prefill(rows[None], [len(rows)], slot.cache, [slot.index], self.abort)
             self._count(decoder_rows=len(rows))
             yield Turn()

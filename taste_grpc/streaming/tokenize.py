@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -11,11 +11,16 @@ from torch import Tensor
 from taste_grpc.audio import resample
 from taste_grpc.errors import InvalidInputError
 from taste_grpc.model.abort import AbortCheck, never_abort
+from taste_grpc.model.audio_tower.extraction import SpokenClips
+from taste_grpc.model.audio_tower.pieces import Pieces
 from taste_grpc.model.processor import MODEL_SAMPLE_RATE_HZ, Float32Array, TasteProcessor, mono_clip
 from taste_grpc.model.taste import TasteForCausalLM
 from taste_grpc.model.text.words import WordTokens, derive_word_ids, encode_words, words_of
-from taste_grpc.streaming.model_lock import model_lock
+from taste_grpc.streaming.drive import run_alone
 from taste_grpc.streaming.segments import check_text_ids, check_word_ids
+from taste_grpc.streaming.work import Turn, Work
+
+T = TypeVar("T")
 
 
 def taste_tokenize(
@@ -53,22 +58,66 @@ def taste_tokenize(
         words = derive_word_ids(ids, processor.text_tokenizer.sets(model.spoken_lm.vocab_size))
     else:
         words = check_word_ids("word_ids", word_ids, len(ids))
-    asr = asr_tokens(model, processor, ids, words)
-    ranks = {word: rank for rank, word in enumerate(dict.fromkeys(words))}
-    features, feature_lengths = processor.features(samples)
-    with model_lock(model):
-        codes = model.extract_vq(
-            torch.tensor([asr.ids]),
-            torch.tensor([len(asr.ids)]),
-            torch.tensor([asr.word_ids]),
-            torch.tensor([ids]),
-            torch.tensor([len(ids)]),
-            torch.tensor([[ranks[word] for word in words]]),
-            features,
-            feature_lengths,
-            abort,
-        )
-    return codes.llm_indices.cpu().clone()  # an ordinary tensor, not one of inference mode
+    features = processor.features(samples)
+    codes = run_alone(model, tokenize_in_pieces(model, processor, features, ids, words, abort=abort))
+    return codes.clone()  # an ordinary tensor, not one of inference mode
+
+
+def tokenize_in_pieces(
+    model: TasteForCausalLM,
+    processor: TasteProcessor,
+    features: tuple[Tensor, Tensor],
+    text_ids: Sequence[int],
+    word_ids: Sequence[int],
+    *,
+    rows: int | None = None,
+    abort: AbortCheck = never_abort,
+) -> Work[Tensor]:
+    """`taste_tokenize` as work whose pieces are bounded.
+
+    Args:
+        model: the model.
+        processor: of the same checkpoint.
+        features: of the audio, what `processor.features` makes of 16 kHz samples. It is the longest piece without
+            the model, and may be computed on any thread.
+        text_ids: what is said, in ids of the LLM's tokenizer.
+        word_ids: word of each id, not decreasing.
+        rows: a piece is one layer of the audio tower for at most so many rows (it has 1500); None takes whole layers.
+            The codes of a call are the same for the same `rows`, whatever runs between its pieces.
+        abort: called before each piece.
+
+    Returns:
+        See `taste_tokenize`.
+
+    Raises:
+        InvalidInputError: naming `text_ids`, when they spell no word or too many.
+    """
+    asr = asr_tokens(model, processor, text_ids, word_ids)
+    ranks = {word: rank for rank, word in enumerate(dict.fromkeys(word_ids))}
+    clips = SpokenClips(
+        torch.tensor([asr.ids]),
+        torch.tensor([len(asr.ids)]),
+        torch.tensor([asr.word_ids]),
+        torch.tensor([list(text_ids)]),
+        torch.tensor([len(text_ids)]),
+        torch.tensor([[ranks[word] for word in word_ids]]),
+        *features,
+    )
+    codes = yield from _in_turns(model.extract_vq_in_pieces(clips, rows=rows, abort=abort))
+    return codes.llm_indices.cpu()
+
+
+def _in_turns(pieces: Pieces[T]) -> Work[T]:
+    """`pieces` as work: others may go first between them."""
+    try:
+        while True:
+            next(pieces)
+            yield Turn()
+    except StopIteration as stopped:
+        result: T = stopped.value
+        return result
+    finally:
+        pieces.close()
 
 
 def asr_tokens(

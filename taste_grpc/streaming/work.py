@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeAlias, TypeVar
 
 from taste_grpc.model.layers.rel_pos_cache import RelPosCache
+from taste_grpc.model.layers.shapes import WHOLE, PieceSize
 from taste_grpc.model.speech_decoder.unit_sampler import UnitChoice
 from taste_grpc.model.spoken_lm.generation import Generation
 from taste_grpc.model.spoken_lm.kv_slots import KeyValueSlots
@@ -27,25 +28,39 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class TextSlot:
-    """A slot of the language model's cache for up to `positions`. Answered with a `Slot` of `KeyValueSlots`."""
+    """A slot of the language model's cache for `positions`. Answered with a `Slot` of `KeyValueSlots`."""
 
     positions: int
 
 
 @dataclass(frozen=True, slots=True)
 class UnitSlot:
-    """A slot of the speech decoder's cache for up to `positions`. Answered with a `Slot` of `RelPosCache`."""
+    """A slot of the speech decoder's cache for `most` positions, or for fewer, but not for less than `least`.
 
-    positions: int
+    Answered with a `Slot` of `RelPosCache`.
+    """
+
+    least: int
+    most: int
 
 
 @dataclass(frozen=True, slots=True)
 class Slot(Generic[C]):
-    """A place in a cache, emptied, that is this work's own until `release` is called, once."""
+    """A place in a cache that is this work's own until `release` is called, once.
+
+    Attributes:
+        cache: where it is.
+        index: which of its slots.
+        positions: that may be used.
+        release: gives it back.
+        piece: the most that should be read into it before others get their turn.
+    """
 
     cache: C
     index: int
+    positions: int
     release: Callable[[], None]
+    piece: PieceSize = WHOLE
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,121 @@
+"""What the calls of an engine share: the networks' steps, and the caches they step over."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+
+from taste_grpc.engine.loading import LoadedModel
+from taste_grpc.engine.slots import Reservation, SlotPool
+from taste_grpc.errors import InvalidInputError
+from taste_grpc.model.layers.shapes import FixedShape, PieceSize
+from taste_grpc.model.speech_decoder.unit_sampler import choose_units
+from taste_grpc.model.spoken_lm.generation import StepResult, decode_step
+from taste_grpc.streaming.work import Slot, TextSlot, TextStep, UnitSlot, UnitStep
+
+_BLOCK = 64
+_UNIT_POSITIONS = 4096  # of one chunk: its window, its words and a minute of speech
+
+
+@dataclass(frozen=True)
+class MachineSettings:
+    """How much of what a machine holds.
+
+    Attributes:
+        text_slots: answers under way at once.
+        unit_slots: chunks of speech under way at once.
+        text_positions: prompt and answer of one call together, at most.
+        cache_bytes: of keys and values of both networks together.
+        deterministic: a call gives the same to the bit whatever runs beside it.
+        piece_rows: rows of a prompt that are read before others get their turn.
+    """
+
+    text_slots: int
+    unit_slots: int
+    text_positions: int
+    cache_bytes: int
+    deterministic: bool = False
+    piece_rows: int = 64
+
+
+class SharedMachine:
+    """The networks of one model with caches for several calls. To be used on the model thread only."""
+
+    def __init__(self, loaded: LoadedModel, settings: MachineSettings) -> None:
+        self._lm, self._decoder = loaded.model.spoken_lm, loaded.model.speech_decoder
+        self._codebooks = loaded.model.audio_tower.rvq
+        self._piece = PieceSize(rows=settings.piece_rows)
+        half = settings.cache_bytes // 2
+        text = FixedShape(settings.text_slots, settings.piece_rows) if settings.deterministic else None
+        units = FixedShape(settings.unit_slots, settings.piece_rows) if settings.deterministic else None
+        # a cache of no size tells what a position of one costs
+        text_bytes = self._lm.new_cache(slots=1, capacity=_BLOCK).nbytes // _BLOCK
+        unit_bytes = self._decoder.new_cache(1, _BLOCK).nbytes // _BLOCK
+        room = int(self._lm.llama.config.max_position_embeddings)
+        text_room = _room(min(settings.text_positions, room), settings.text_slots, text_bytes, half)
+        unit_room = _room(_UNIT_POSITIONS, settings.unit_slots, unit_bytes, half)
+        self._text_cache = self._lm.new_cache(slots=settings.text_slots, capacity=text_room, fixed=text)
+        self._unit_cache = self._decoder.new_cache(settings.unit_slots, unit_room, block=_BLOCK, fixed=units)
+        self.text_pool = SlotPool(settings.text_slots, text_room, text_bytes, half, _BLOCK)
+        self.unit_pool = SlotPool(settings.unit_slots, unit_room, unit_bytes, half, _BLOCK)
+        self.text_rows = self.unit_rows = self.text_calls = self.unit_calls = 0
+
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes of keys and values that calls have reserved now."""
+        return self.text_pool.bytes_reserved + self.unit_pool.bytes_reserved
+
+    @property
+    def live_slots(self) -> int:
+        """Slots that calls hold now."""
+        return self.text_pool.live + self.unit_pool.live
+
+    def text_steps(self, wants: Sequence[TextStep]) -> Sequence[StepResult]:
+        """One step of the language model for all of `wants`."""
+        self.text_rows += len(wants)
+        self.text_calls += 1
+        return decode_step(self._lm, self._codebooks, self._text_cache, [want.generation for want in wants])
+
+    def unit_steps(self, wants: Sequence[UnitStep]) -> Sequence[int]:
+        """One step of the speech decoder for all of `wants`."""
+        self.unit_rows += len(wants)
+        self.unit_calls += 1
+        units = torch.tensor([want.unit for want in wants], device=self._unit_cache.rows.device)
+        log_probs = self._decoder.step(units, self._unit_cache, [want.slot.index for want in wants])
+        return choose_units(log_probs[: len(wants)], [want.choice for want in wants])
+
+    def slot(self, want: TextSlot | UnitSlot) -> Slot[Any] | None:
+        """A place in a cache; None while none is free. Raises InvalidInputError for more than there can ever be."""
+        if isinstance(want, TextSlot):
+            positions, pool = want.positions, self.text_pool
+            if positions > pool.capacity:
+                raise InvalidInputError(
+                    "max_length",
+                    f"and the conversation take {positions} positions; this server has {pool.capacity} for each call",
+                )
+        else:
+            positions, pool = min(want.most, self.unit_pool.capacity), self.unit_pool
+            if want.least > pool.capacity:
+                raise InvalidInputError(
+                    "segment", f"takes {want.least} positions to speak; this server has {pool.capacity} for each call"
+                )
+        reservation = pool.reserve(positions)
+        if reservation is None:
+            return None
+        cache = self._text_cache if pool is self.text_pool else self._unit_cache
+        return Slot(cache, reservation.slot, positions, partial(_give_back, cache, reservation), self._piece)
+
+
+def _give_back(cache: Any, reservation: Reservation) -> None:
+    cache.reset(reservation.slot)
+    reservation.release()
+
+
+def _room(wanted: int, slots: int, bytes_per_position: int, budget_bytes: int) -> int:
+    """Positions of a slot: as many as wanted, or as the budget allows for each."""
+    affordable = budget_bytes // (slots * bytes_per_position)
+    return max(_BLOCK, min(wanted, affordable) // _BLOCK * _BLOCK)
