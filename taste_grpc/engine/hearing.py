@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -11,9 +12,18 @@ import numpy as np
 import torch
 
 from taste_grpc.audio import Waveform, resample
+from taste_grpc.engine.call_abort import CallAbort
 from taste_grpc.engine.loading import LoadedModel
-from taste_grpc.engine.model_thread import CallAbort, ModelThread
-from taste_grpc.engine.protocol import Float32Array, Int64Array, SegmentInput, SpokenWord
+from taste_grpc.engine.model_loop import ModelLoop
+from taste_grpc.engine.model_thread import ModelThread
+from taste_grpc.engine.protocol import (
+    Float32Array,
+    Int64Array,
+    SegmentInput,
+    SpokenWord,
+    TokenizeRequest,
+    TokenizeResult,
+)
 from taste_grpc.errors import InvalidInputError, UnsupportedByModelError
 from taste_grpc.model.processor import MODEL_SAMPLE_RATE_HZ
 from taste_grpc.model.text.words import derive_word_ids, encode_words, split_words, written_word_ids, written_words
@@ -58,20 +68,55 @@ class _Fragment:
 class Hearing:
     """Recognition and tokenizing for the calls of one engine.
 
-    The coroutines run on the event loop and hand their work to the model and recogniser threads.
+    The coroutines run on the event loop; what needs the model they hand to its thread, all else to the recogniser's.
 
     Attributes:
         work: counts the pieces of model work, by the part of the model that did them.
     """
 
     def __init__(
-        self, loaded: LoadedModel, model_thread: ModelThread, asr_thread: ModelThread, max_text_tokens: int
+        self, loaded: LoadedModel, model_loop: ModelLoop, asr_thread: ModelThread, max_text_tokens: int
     ) -> None:
         self._loaded = loaded
-        self._model_thread = model_thread
+        self._model_loop = model_loop
         self._asr_thread = asr_thread
         self._max_text_tokens = max_text_tokens
         self.work: Counter[str] = Counter()
+
+    async def tokenize(self, request: TokenizeRequest, abort: CallAbort) -> TokenizeResult:
+        """Audio to aligned text ids and codes, and the voice. Raises InvalidInputError naming fields of the request."""
+        begun = time.monotonic()
+        timing: dict[str, float] = {}
+
+        def spent(stage: str) -> None:
+            nonlocal begun
+            before, begun = begun, time.monotonic()
+            timing[stage] = 1000.0 * (begun - before)
+
+        samples = await self.at_model_rate(request.audio, abort)
+        text = request.text
+        if text is None and request.text_ids is None:
+            text = await self.transcribe(samples, abort)
+            spent("asr")
+        if request.text_ids is None:
+            ids, words = await self._model_loop.run(partial(self.words, text or ""), abort)
+        else:
+            ids, words = self.check_ids(request.text_ids)
+        said_in = "text" if request.text is not None else "audio"
+        codes = await self.codes(samples, ids, words, abort, said_in if request.text_ids is None else "text_ids")
+        spent("audio_tower")
+        voice = await self.voice(samples, abort)
+        spent("speaker")
+        return TokenizeResult(
+            text=text if text is not None else self._loaded.processor.text_tokenizer.decode(ids).strip(),
+            text_ids=np.asarray(ids, np.int64),
+            word_ids=np.asarray(words, np.int64),
+            taste_ids=codes,
+            speaker_embedding=voice,
+            audio_ms=request.audio.duration_ms,
+            words=self.written_words(ids, words),
+            timing_ms={**timing, "queued": abort.queued_ms},
+        )
 
     async def at_model_rate(self, audio: Waveform, abort: CallAbort) -> Float32Array:
         """Samples of `audio` at the rate the model listens to."""
@@ -137,7 +182,7 @@ class Hearing:
             return codes
 
         try:
-            return await self._model_thread.run(tokenize, abort)
+            return await self._model_loop.run(tokenize, abort)
         except InvalidInputError as error:
             raise _blamed(error, blame) from None
 
@@ -146,7 +191,7 @@ class Hearing:
         padded = np.pad(samples, (0, max(0, _MIN_SPEAKER_SAMPLES - len(samples))))
         encoder = self._loaded.processor.speaker_encoder
         self.work["speaker_encoder"] += 1
-        return await self._model_thread.run(lambda: encoder.embed([padded]), abort)
+        return await self._asr_thread.run(lambda: encoder.embed([padded]), abort, wait=False)
 
     async def segment(self, given: SegmentInput, where: str, abort: CallAbort) -> TASTESegment:
         """A segment in token form, whatever form it came in; errors name fields below `where`."""
@@ -162,7 +207,7 @@ class Hearing:
         """Everything that can be refused without work of the model is refused before there is any."""
         for fragment in fragments:
             try:
-                await self._model_thread.run(partial(self._spell, fragment), abort)
+                await self._model_loop.run(partial(self._spell, fragment), abort)
             except InvalidInputError as error:
                 raise error.at(fragment.where) from None
         self._check_length(fragments, where)
@@ -232,7 +277,7 @@ class Hearing:
         fragment.samples = await self.at_model_rate(fragment.given.audio, abort)
         if not fragment.is_spelled:
             text = await self.transcribe(fragment.samples, abort)
-            await self._model_thread.run(partial(self._spell_speech, fragment, text), abort)
+            await self._model_loop.run(partial(self._spell_speech, fragment, text), abort)
 
 
 def _blamed(error: InvalidInputError, blame: str) -> InvalidInputError:

@@ -1,26 +1,31 @@
-"""An engine in this process: one model, one model thread, calls taking turns step by step."""
+"""An engine in this process: one model, one model thread, many calls in its rounds."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
+import psutil
 import torch
 
-from taste_grpc.engine.admission import Admission
+from taste_grpc.engine.answering import Results, answer_options, check_format
+from taste_grpc.engine.call_abort import CallAbort
+from taste_grpc.engine.calls import Calls
 from taste_grpc.engine.hearing import Hearing
 from taste_grpc.engine.loading import LoadedModel, load_model
-from taste_grpc.engine.model_thread import CallAbort, ModelThread
+from taste_grpc.engine.machine import MachineSettings, SharedMachine
+from taste_grpc.engine.model_loop import ModelLoop
+from taste_grpc.engine.model_thread import ModelThread
+from taste_grpc.engine.next_segment import NextSegment
 from taste_grpc.engine.protocol import (
     DetokenizeChunk,
     DetokenizeConfig,
-    EmitPolicy,
     EngineStats,
     GenerateRequest,
     GenerateResult,
@@ -30,19 +35,16 @@ from taste_grpc.engine.protocol import (
     TokenizeResult,
 )
 from taste_grpc.engine.speaking import Utterance
-from taste_grpc.errors import CallAbortedError, InvalidInputError, UnavailableError
+from taste_grpc.errors import UnavailableError
 from taste_grpc.model.text.words import encode_words
 from taste_grpc.settings import DEFAULT_MODEL, AdmissionSettings
-from taste_grpc.streaming import (
-    EmitStatus,
-    GenerateOptions,
-    GenerationStream,
-    StreamingResult,
-    TASTESegment,
-    taste_detokenize,
-)
-from taste_grpc.streaming.conversation import completion_mode
-from taste_grpc.streaming.generate import ShouldEmitSegment
+from taste_grpc.streaming import Answer, GenerateOptions, TASTESegment
+from taste_grpc.streaming.work import Emit, Turn, Work
+
+T = TypeVar("T")
+
+_PROMPT_EXTRAS = 1_024  # markers around the segments of a conversation
+_MAX_LENGTH = 4_096
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,9 @@ class EngineSettings:
         max_text_tokens: text ids a Generate request may hold.
         cache_dir: where the embedded model is assembled; None is the user's cache.
         admission: how many calls of each method may be under way, and how many may wait.
+        cache_mib: keys and values of all calls together; None takes a quarter of the memory.
+        deterministic: a call gives the same to the bit whatever runs beside it, at some cost.
+        flush_after_ms: how long the end of a segment waits for the next one, for a joint that cannot be heard.
     """
 
     model: str | Path = DEFAULT_MODEL
@@ -66,18 +71,16 @@ class EngineSettings:
     max_text_tokens: int = 8192
     cache_dir: Path | None = None
     admission: AdmissionSettings = field(default_factory=AdmissionSettings)
+    cache_mib: int | None = None
+    deterministic: bool = False
+    flush_after_ms: int = 100
 
 
 @dataclass
-class _Counters:
-    active: int = 0
-    completed: int = 0
-    cancelled: int = 0
-    failed: int = 0
-    decode_steps: int = 0
-    prefill_tokens: int = 0
-    speech_units: int = 0
-    abort_checks: int = 0
+class _Started:
+    loaded: LoadedModel
+    machine: SharedMachine
+    hearing: Hearing
 
 
 class LocalEngine:
@@ -85,264 +88,134 @@ class LocalEngine:
 
     def __init__(self, settings: EngineSettings | None = None) -> None:
         self.settings = settings or EngineSettings()
-        self._thread = ModelThread()
+        self._loop = ModelLoop()
         self._asr_thread = ModelThread("taste-asr")
-        self._loaded: LoadedModel | None = None
-        self._ready: Hearing | None = None
-        self._counters = _Counters()
-        admission = self.settings.admission
-        self._doors = {
-            method: Admission(method.capitalize(), getattr(admission, method), admission.max_wait_ms)
-            for method in ("tokenize", "generate", "detokenize")
-        }
-        self._draining = self._cut = False
-        self._running: dict[CallAbort, asyncio.Timeout | None] = {}  # with what can end a call's wait for its caller
-        self._idle = asyncio.Event()
-        self._idle.set()
+        self._calls = Calls(self.settings.admission)
+        self._state: _Started | None = None
+        self._prefill_tokens = self._speech_units = 0
+
+    @property
+    def _started(self) -> _Started:
+        if self._state is None:
+            raise UnavailableError("the model is still loading")
+        return self._state
 
     @property
     def info(self) -> ModelInfo:
         """What is loaded; raises UnavailableError before `start` has returned."""
-        return self._model.info
-
-    @property
-    def _model(self) -> LoadedModel:
-        if self._loaded is None:
-            raise UnavailableError("the model is still loading")
-        return self._loaded
-
-    @property
-    def _hearing(self) -> Hearing:
-        if self._ready is None:
-            raise UnavailableError("the model is still loading")
-        return self._ready
+        return self._started.loaded.info
 
     async def start(self) -> None:
         """Load the model and run it once through all its parts. Raises CheckpointError."""
-        settings = self.settings
-        self._loaded = await self._thread.run(
-            lambda: load_model(settings.model, settings.device, settings.dtype, settings.threads, settings.cache_dir)
+        loaded, machine = await self._loop.run(self._load)
+        self._loop.attach(machine)
+        await self._loop.do(_warm_up(loaded), CallAbort())
+        hearing = Hearing(loaded, self._loop, self._asr_thread, self.settings.max_text_tokens)
+        self._state = _Started(loaded, machine, hearing)
+
+    def _load(self) -> tuple[LoadedModel, SharedMachine]:
+        settings, admission = self.settings, self.settings.admission
+        with torch.inference_mode(False):
+            loaded = load_model(settings.model, settings.device, settings.dtype, settings.threads, settings.cache_dir)
+        shape = MachineSettings(
+            text_slots=admission.generate.active,
+            unit_slots=admission.detokenize.active,
+            text_positions=settings.max_text_tokens + _MAX_LENGTH + _PROMPT_EXTRAS,
+            cache_bytes=_cache_bytes(loaded, settings.cache_mib),
+            deterministic=settings.deterministic,
         )
-        await self._thread.run(self._warm_up)
-        self._ready = Hearing(self._loaded, self._thread, self._asr_thread, settings.max_text_tokens)
-
-    def _warm_up(self) -> None:
-        loaded = self._model
-        word = encode_words(loaded.processor.text_tokenizer, [" hello"])
-        codes = torch.full((1, len(word.ids), loaded.model.vq_dim), -1)
-        codes[0, 0] = 0
-        ids = torch.tensor([word.ids])
-        stream = GenerationStream(
-            loaded.model,
-            loaded.processor,
-            [TASTESegment("user", "audio", ids, codes)],
-            GenerateOptions(max_length=1, conversation_format=loaded.default_format),
-        )
-        stream.start()
-        stream.step()
-        stream.close()
-        speaker = torch.ones(1, loaded.info.speaker_embedding_dim)
-        taste_detokenize(loaded.model, loaded.processor, speaker, None, None, None, 0, ids, codes)
-
-    @asynccontextmanager
-    async def _call(self, method: str) -> AsyncIterator[CallAbort]:
-        """One call: admitted, counted in and out; its abort flag is set on the way out, however it ends."""
-        if self._draining:
-            raise UnavailableError("the server is draining; no new calls are taken")
-        _ = self._hearing
-        abort = CallAbort()
-        async with self._doors[method].enter():
-            with self._counted(abort):
-                yield abort
-
-    @contextmanager
-    def _counted(self, abort: CallAbort) -> Iterator[None]:
-        counters = self._counters
-        self._running[abort] = None
-        self._idle.clear()
-        counters.active += 1
-        try:
-            yield
-            counters.completed += 1
-        except (asyncio.CancelledError, GeneratorExit):
-            counters.cancelled += 1
-            raise
-        except CallAbortedError:
-            counters.cancelled += 1
-            if self._cut:
-                raise UnavailableError("the server stopped before the call had ended") from None
-            raise
-        except Exception:
-            counters.failed += 1
-            raise
-        finally:
-            abort.set()
-            counters.active -= 1
-            counters.abort_checks += abort.checks
-            del self._running[abort]
-            if not self._running:
-                self._idle.set()
+        return loaded, SharedMachine(loaded, shape)
 
     async def tokenize(self, request: TokenizeRequest) -> TokenizeResult:
         """Audio to aligned text ids and codes."""
-        async with self._call("tokenize") as abort:
-            hearing, started = self._hearing, time.monotonic()
-            timing: dict[str, float] = {}
-            samples = await hearing.at_model_rate(request.audio, abort)
-            text = request.text
-            if text is None and request.text_ids is None:
-                text = await hearing.transcribe(samples, abort)
-                timing["asr"] = _since(started)
-            if request.text_ids is None:
-                ids, words = await self._thread.run(partial(hearing.words, text or ""), abort)
-            else:
-                ids, words = hearing.check_ids(request.text_ids)
-            begun = time.monotonic()
-            said_in = "text" if request.text is not None else "audio"
-            field = said_in if request.text_ids is None else "text_ids"
-            codes = await hearing.codes(samples, ids, words, abort, field)
-            timing["audio_tower"] = _since(begun)
-            begun = time.monotonic()
-            voice = await hearing.voice(samples, abort)
-            timing["speaker"] = _since(begun)
-            timing["queued"] = abort.queued_ms
-            return TokenizeResult(
-                text=text if text is not None else self._model.processor.text_tokenizer.decode(ids).strip(),
-                text_ids=np.asarray(ids, np.int64),
-                word_ids=np.asarray(words, np.int64),
-                taste_ids=codes,
-                speaker_embedding=voice,
-                audio_ms=request.audio.duration_ms,
-                words=hearing.written_words(ids, words),
-                timing_ms=timing,
-            )
+        hearing = self._started.hearing
+        async with self._calls.enter("tokenize") as abort:
+            return await hearing.tokenize(request, abort)
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerateResult]:
         """Continue a conversation, word by word."""
-        async with self._call("generate") as abort:
+        loaded, hearing = self._started.loaded, self._started.hearing
+        async with self._calls.enter("generate") as abort:
             started = time.monotonic()
-            self._check_format(request)
-            segments = await self._hearing.segments(request.segments, abort)
-            stream = await self._thread.run(lambda: self._open(request, segments, abort), abort)
-            timing = {"prefill": _since(started)}
-            begun = time.monotonic()
-            self._counters.prefill_tokens += stream.prompt_rows
-            index = words = 0
-            try:
-                while not stream.done:
-                    result = await self._thread.run(lambda: stream.step(abort), abort)
-                    self._counters.decode_steps += 1
-                    if result is None:
+            check_format(loaded, request)
+            segments = await hearing.segments(request.segments, abort)
+            results, timing = Results(loaded), {"queued": abort.queued_ms}
+            async with self._loop.emitting(self._answer(request, segments, abort), abort) as job:
+                async for value in job.values():
+                    now = time.monotonic()
+                    if value is None:  # the prompt has been read
+                        timing["prefill"], started = 1000.0 * (now - started), now
                         continue
-                    timing["decode"], begun = _since(begun), time.monotonic()
-                    answer = self._result(result, index, words, {**timing, "queued": abort.queued_ms})
-                    timing.clear()
-                    words += len(set(answer.word_ids.tolist()))
-                    index += 1
-                    yield answer
-            finally:
-                stream.close()
+                    timing["decode"], started = 1000.0 * (now - started), now
+                    yield results.next(value, timing)
+                    timing = {"queued": abort.queued_ms}
 
-    def _check_format(self, request: GenerateRequest) -> None:
-        """Refuse a sequence of segments the format has no place for, before any of them is listened to."""
-        if (request.conversation_format or self._model.default_format) != "completion":
-            return
-        try:
-            completion_mode((segment.role, segment.modality) for segment in request.segments)
-        except InvalidInputError as error:
-            raise InvalidInputError("segments", error.description) from None
-
-    def _open(self, request: GenerateRequest, segments: list[TASTESegment], abort: CallAbort) -> GenerationStream:
-        loaded = self._model
-        chosen = request.conversation_format or loaded.default_format
-        if chosen not in loaded.info.conversation_formats:
-            raise InvalidInputError(
-                "conversation_format", f"{chosen!r} is not one of {', '.join(loaded.info.conversation_formats)}"
-            )
-        options = GenerateOptions(
-            text_top_p=request.text_top_p,
-            taste_top_p=request.taste_top_p,
-            text_temperature=request.text_temperature,
-            repetition_penalty=request.repetition_penalty,
-            max_length=request.max_length,
-            eos_id=request.eos_id,
-            should_emit_segment=_emit_rule(request.emit),
-            extra_words=request.extra_words,
-            seed=request.seed,
-            conversation_format="conversation" if chosen == "conversation" else "completion",
-        )
-        stream = GenerationStream(loaded.model, loaded.processor, segments, options)
-        stream.start(abort)
-        return stream
-
-    def _result(self, result: StreamingResult, index: int, words: int, timing: dict[str, float]) -> GenerateResult:
-        ids: list[int] = []
-        codes = torch.zeros(0, self._model.info.vq_dim, dtype=torch.long)
-        if result.segment is not None and result.segment.taste_ids is not None:
-            ids, codes = result.segment.text_ids[0].tolist(), result.segment.taste_ids[0]
-        # a word begins at each row with codes, and at the first row of a result whatever it holds
-        starts = codes[:, 0].numpy() != -1
-        starts[:1] = True
-        word_ids = words - 1 + np.cumsum(starts)
-        return GenerateResult(
-            is_complete=result.is_complete,
-            completion_reason=result.completion_reason,
-            text=self._model.processor.text_tokenizer.decode(ids),
-            text_ids=np.asarray(ids, np.int64),
-            word_ids=word_ids,
-            taste_ids=codes.numpy(),
-            index=index,
-            words=self._hearing.written_words(ids, word_ids.tolist()),
-            timing_ms=timing,
-        )
+    def _answer(self, request: GenerateRequest, segments: list[TASTESegment], abort: CallAbort) -> Work[None]:
+        """Emits None once the prompt has been read, then the results."""
+        loaded = self._started.loaded
+        answer = Answer(loaded.model, loaded.processor, segments, answer_options(loaded, request), abort)
+        self._prefill_tokens += answer.prompt_rows
+        yield Turn()
+        yield from answer.work(tell_when_read=True)
 
     async def detokenize(
         self, config: DetokenizeConfig, segments: AsyncIterator[SegmentInput]
     ) -> AsyncGenerator[DetokenizeChunk]:
-        """Speak segments as they arrive; one chunk per segment."""
-        async with self._call("detokenize") as abort:
+        """Speak segments as they arrive, phrase by phrase."""
+        loaded, hearing = self._started.loaded, self._started.hearing
+        async with self._calls.enter("detokenize") as abort:
             voice = config.speaker_embedding
             if voice is None and config.reference is not None:
-                voice = await self._hearing.voice(await self._hearing.at_model_rate(config.reference, abort), abort)
-            utterance = await self._thread.run(partial(Utterance, self._model, config, voice), abort)
-            while (given := await self._next(segments, abort)) is not None:
-                begun = time.monotonic()
-                segment = await self._hearing.segment(given, "segment", abort)
-                chunk = await self._thread.run(partial(utterance.say, given, segment, abort), abort)
-                self._counters.speech_units += len(chunk.speech_ids)
-                yield replace(chunk, timing_ms={"speech": _since(begun), "queued": abort.queued_ms})
+                voice = await hearing.voice(await hearing.at_model_rate(config.reference, abort), abort)
+            utterance = await self._loop.run(partial(Utterance, loaded, config, voice, abort), abort)
+            async with NextSegment(segments, self._calls.cut, abort) as coming:
+                while (given := await coming.take()) is not None:
+                    async for chunk in self._spoken(utterance, given, coming, abort):
+                        yield chunk
 
-    async def _next(self, segments: AsyncIterator[SegmentInput], abort: CallAbort) -> SegmentInput | None:
-        """The caller's next segment, None at the end. Raises CallAbortedError when the call is cut while it waits."""
-        waiting = asyncio.timeout(None)
-        try:
-            async with waiting:
-                self._running[abort] = waiting
-                return await anext(segments, None)
-        except TimeoutError:
-            abort()
-            raise
-        finally:
-            self._running[abort] = None
+    async def _spoken(
+        self, utterance: Utterance, given: SegmentInput, coming: NextSegment, abort: CallAbort
+    ) -> AsyncGenerator[DetokenizeChunk]:
+        """The chunks of one segment."""
+        started, units = time.monotonic(), utterance.unit_count
+        segment = await self._started.hearing.segment(given, "segment", abort)
 
-    # --- the engine itself --------------------------------------------------------------------------
+        def timed(chunk: DetokenizeChunk) -> DetokenizeChunk:
+            nonlocal started
+            begun, started = started, time.monotonic()
+            return replace(chunk, timing_ms={"speech": 1000.0 * (started - begun), "queued": abort.queued_ms})
+
+        async with self._loop.emitting(utterance.say(given, segment), abort) as job:
+            async for value in job.values():
+                yield timed(value)
+            last: DetokenizeChunk | None = await job.result
+        self._speech_units += utterance.unit_count - units
+        follows = await coming.follows(0)
+        if follows is None and last is not None:
+            yield timed(last)
+            last, follows = None, await coming.follows(self.settings.flush_after_ms / 1000)
+        closing = utterance.close_segment(last, flush=not follows)
+        yield timed(await self._loop.do(closing, abort))
 
     def stats(self) -> EngineStats:
         """Counters since the start."""
-        counters = self._counters
+        calls, state = self._calls, self._state
+        machine = state.machine if state else None
         return EngineStats(
-            active_calls=counters.active,
-            waiting_calls=sum(door.waiting for door in self._doors.values()),
-            completed_calls=counters.completed,
-            cancelled_calls=counters.cancelled,
-            failed_calls=counters.failed,
-            decode_steps=counters.decode_steps,
-            prefill_tokens=counters.prefill_tokens,
-            speech_units=counters.speech_units,
+            active_calls=calls.active,
+            waiting_calls=calls.waiting,
+            completed_calls=calls.completed,
+            cancelled_calls=calls.cancelled,
+            failed_calls=calls.failed,
+            decode_steps=machine.text_rows if machine else 0,
+            prefill_tokens=self._prefill_tokens,
+            speech_units=self._speech_units,
             extra={
-                "abort_checks": counters.abort_checks + sum(abort.checks for abort in self._running),
-                "refused_calls": sum(door.refused for door in self._doors.values()),
-                **(self._ready.work if self._ready else {}),
+                "abort_checks": calls.abort_checks,
+                "refused_calls": calls.refused,
+                "rounds": self._loop.rounds,
+                **(machine.counters() if machine else {}),
+                **(state.hearing.work if state else {}),
             },
         )
 
@@ -351,33 +224,42 @@ class LocalEngine:
 
         Calls that are aborted end in UnavailableError. A second drain may shorten the grace of the first.
         """
-        self._draining = True
-        for door in self._doors.values():
-            door.close()
-        try:
-            async with asyncio.timeout(grace_s):
-                await self._idle.wait()
-        except TimeoutError:
-            self._cut_off()
-        for thread in (self._thread, self._asr_thread):
+        await self._calls.drain(grace_s)
+        for thread in (self._loop, self._asr_thread):
             await asyncio.to_thread(thread.close)
 
-    def _cut_off(self) -> None:
-        self._cut = True
-        for abort, waiting in self._running.items():
-            abort.set()
-            if waiting is not None and not waiting.expired():
-                waiting.reschedule(asyncio.get_running_loop().time())
+
+def _cache_bytes(loaded: LoadedModel, wanted_mib: int | None) -> int:
+    if wanted_mib is not None:
+        return wanted_mib << 20
+    device = loaded.model.device
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] // 4
+    return int(psutil.virtual_memory().total) // 4
 
 
-def _emit_rule(policy: EmitPolicy) -> ShouldEmitSegment:
-    def at_word(_text_id: int, _action: str, status: EmitStatus) -> bool:
-        if policy.at_sentence_end:
-            return status.word.rstrip().endswith((".", "!", "?"))
-        return status.pending_words >= policy.every_words
+def _warm_up(loaded: LoadedModel) -> Work[None]:
+    """Everything once, in small: what is made at the first use is made before the first call."""
+    word = encode_words(loaded.processor.text_tokenizer, [" hello"])
+    codes = torch.full((1, len(word.ids), loaded.model.vq_dim), -1)
+    codes[0, 0] = 0
+    segment = TASTESegment("user", "audio", torch.tensor([word.ids]), codes)
+    options = GenerateOptions(max_length=1, conversation_format=loaded.default_format)
+    yield from _silently(Answer(loaded.model, loaded.processor, [segment], options).work())
+    voice = np.ones(loaded.info.speaker_embedding_dim, np.float32)
+    utterance = Utterance(loaded, DetokenizeConfig(seed=0), voice, lambda: None)
+    spoken = SegmentInput("assistant", "audio", text_ids=np.asarray(word.ids), taste_ids=codes[0].numpy())
+    chunk = yield from _silently(utterance.say(spoken, segment))
+    yield from utterance.close_segment(chunk, flush=True)
 
-    return at_word
 
-
-def _since(started: float) -> float:
-    return 1000.0 * (time.monotonic() - started)
+def _silently(work: Work[T]) -> Work[T]:
+    """`work` without what it emits."""
+    answer = None
+    while True:
+        try:
+            want = work.send(answer)
+        except StopIteration as stopped:
+            result: T = stopped.value
+            return result
+        answer = None if isinstance(want, Emit) else (yield want)

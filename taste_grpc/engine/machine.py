@@ -74,6 +74,16 @@ class SharedMachine:
         """Slots that calls hold now."""
         return self.text_pool.live + self.unit_pool.live
 
+    def counters(self) -> dict[str, int]:
+        """What was done since the start, and what is held now."""
+        return {
+            "text_calls": self.text_calls,
+            "unit_calls": self.unit_calls,
+            "unit_rows": self.unit_rows,
+            "kv_bytes": self.cache_bytes,
+            "live_slots": self.live_slots,
+        }
+
     def text_steps(self, wants: Sequence[TextStep]) -> Sequence[StepResult]:
         """One step of the language model for all of `wants`."""
         self.text_rows += len(wants)

@@ -6,7 +6,7 @@ import asyncio
 import queue
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
@@ -131,6 +131,17 @@ class ModelLoop:
             await self.give_up(job)
             raise
         finally:
+            del job  # an error holds this frame, and the job holds the error
+
+    @asynccontextmanager
+    async def emitting(self, work: Work[T], abort: CallAbort) -> AsyncIterator[Job[T]]:
+        """`work` under way; on leaving, nothing of it is left running."""
+        job = self.submit(work, abort)
+        try:
+            yield job
+        finally:
+            if not job.result.done():
+                await asyncio.shield(self.give_up(job))
             del job  # an error holds this frame, and the job holds the error
 
     def submit(self, work: Work[T], abort: CallAbort) -> Job[T]:
@@ -282,5 +293,5 @@ def _kind(want: Want) -> Waiting:
 
 
 def _once(work: Callable[[], T]) -> Work[T]:
+    yield from ()  # work in pieces, of which it has one
     return work()
-    yield Turn()  # makes it work in pieces, of which it has one

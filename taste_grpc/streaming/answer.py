@@ -131,14 +131,17 @@ class Answer:
         """Positions of the prompt."""
         return self._prompt.length
 
-    def work(self) -> Work[None]:
-        """Generate the answer; emits a `StreamingResult` whenever there is something new, the complete one last."""
+    def work(self, *, tell_when_read: bool = False) -> Work[None]:
+        """Generate the answer; emits a `StreamingResult` whenever there is something new, the complete one last.
+
+        With `tell_when_read`, the first thing it emits is None, when the prompt has been read.
+        """
         slot = yield TextSlot(self.prompt_rows + self._new_rows)
         try:
             reading = self._reading(slot)
             while not reading.advance(self._abort):
                 yield Turn()
-            yield Turn()
+            yield Emit(None) if tell_when_read else Turn()
             generation = reading.generation
             while True:
                 result: StepResult = yield TextStep(slot, generation)

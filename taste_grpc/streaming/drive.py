@@ -16,8 +16,6 @@ from taste_grpc.streaming.work import Emit, Slot, TextSlot, TextStep, Turn, Unit
 
 T = TypeVar("T")
 
-_UNIT_BLOCK = 64
-
 
 def run_alone(model: TasteForCausalLM, work: Work[T]) -> T:
     """The result of `work`, which emits nothing. Blocks; closes `work` on errors."""

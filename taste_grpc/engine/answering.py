@@ -1,0 +1,86 @@
+"""Between the engine's messages of Generate and the answers of `taste_grpc.streaming`."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+import torch
+
+from taste_grpc.engine.loading import LoadedModel
+from taste_grpc.engine.protocol import EmitPolicy, GenerateRequest, GenerateResult
+from taste_grpc.errors import InvalidInputError
+from taste_grpc.model.text.words import written_words
+from taste_grpc.streaming import EmitStatus, GenerateOptions, StreamingResult
+from taste_grpc.streaming.conversation import completion_mode
+
+
+def check_format(loaded: LoadedModel, request: GenerateRequest) -> None:
+    """Refuse a format the model lacks, and segments the format has no place for, before they are listened to."""
+    formats = loaded.info.conversation_formats
+    chosen = request.conversation_format or loaded.default_format
+    if chosen not in formats:
+        raise InvalidInputError("conversation_format", f"{chosen!r} is not one of {', '.join(formats)}")
+    if chosen == "completion":
+        try:
+            completion_mode((segment.role, segment.modality) for segment in request.segments)
+        except InvalidInputError as error:
+            raise InvalidInputError("segments", error.description) from None
+
+
+def answer_options(loaded: LoadedModel, request: GenerateRequest) -> GenerateOptions:
+    """The settings of a checked request."""
+    chosen = request.conversation_format or loaded.default_format
+    return GenerateOptions(
+        text_top_p=request.text_top_p,
+        taste_top_p=request.taste_top_p,
+        text_temperature=request.text_temperature,
+        repetition_penalty=request.repetition_penalty,
+        max_length=request.max_length,
+        eos_id=request.eos_id,
+        should_emit_segment=partial(_at_word, request.emit),
+        extra_words=request.extra_words,
+        seed=request.seed,
+        conversation_format="conversation" if chosen == "conversation" else "completion",
+    )
+
+
+def _at_word(policy: EmitPolicy, _text_id: int, _action: str, status: EmitStatus) -> bool:
+    if policy.at_sentence_end:
+        return status.word.rstrip().endswith((".", "!", "?"))
+    return status.pending_words >= policy.every_words
+
+
+class Results:
+    """Numbers the results of one answer, and its words."""
+
+    def __init__(self, loaded: LoadedModel) -> None:
+        self._loaded = loaded
+        self._index = 0
+        self._words = 0
+
+    def next(self, result: StreamingResult, timing_ms: dict[str, float]) -> GenerateResult:
+        """`result` as a message."""
+        tokenizer = self._loaded.processor.text_tokenizer
+        ids: list[int] = []
+        codes = torch.zeros(0, self._loaded.info.vq_dim, dtype=torch.long)
+        if result.segment is not None and result.segment.taste_ids is not None:
+            ids, codes = result.segment.text_ids[0].tolist(), result.segment.taste_ids[0]
+        # a word begins at each row with codes, and at the first row of a result whatever it holds
+        starts = codes[:, 0].numpy() != -1
+        starts[:1] = True
+        word_ids = self._words - 1 + np.cumsum(starts)
+        message = GenerateResult(
+            is_complete=result.is_complete,
+            completion_reason=result.completion_reason,
+            text=tokenizer.decode(ids),
+            text_ids=np.asarray(ids, np.int64),
+            word_ids=word_ids,
+            taste_ids=codes.numpy(),
+            index=self._index,
+            words=tuple(written_words(ids, word_ids.tolist(), tokenizer)),
+            timing_ms=timing_ms,
+        )
+        self._index += 1
+        self._words += int(starts.sum())
+        return message
