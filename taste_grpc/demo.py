@@ -7,7 +7,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from taste_grpc.cli import print_talked
+from taste_grpc.cli.talk import print_talked
 from taste_grpc.errors import TasteError
 from taste_grpc.own_server import own_server
 from taste_grpc.speech import sample_recordings

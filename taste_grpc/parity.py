@@ -5,8 +5,18 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
+
+from taste_grpc.errors import TasteError
+
+if TYPE_CHECKING:
+    from taste_grpc.model.parity.goldens import GoldenOutput, GoldenSet
+    from taste_grpc.model.parity.runner import Comparison
+
+NOT_GOLDEN = 2
+"""Exit status when a directory is no checkpoint with recorded numbers."""
 
 _DESCRIPTION = """\
 Check that the checkpoint in DIR computes the numbers recorded in DIR/goldens.
@@ -22,8 +32,93 @@ Exit status: 0 all comparisons hold, 1 some do not, 2 DIR is not such a director
 """
 
 
-def main(argv: list[str] | None = None) -> int:
+class NotGoldenError(TasteError):
+    """A directory is no checkpoint with recorded numbers beside it."""
+
+
+class ParityCheck:
+    """The comparisons of one checkpoint; iterate to run them, once.
+
+    Args:
+        directory: the checkpoint, with a folder `goldens/`.
+        stage: shell pattern of the stages to visit.
+        verbose: print a traceback for stages that cannot run.
+
+    Attributes:
+        values, tensors: how many listed values and tensors held, and how many were compared.
+
+    Raises:
+        NotGoldenError: it is no such directory.
+    """
+
+    def __init__(self, directory: Path, stage: str = "*", *, verbose: bool = False) -> None:
+        self._directory, self._stage, self._verbose = directory, stage, verbose
+        self._goldens, outputs = _read(directory)
+        self.expected = len(outputs) + len(self._goldens.json_values())
+        """How many comparisons there are at most."""
+        self.values, self.tensors = (0, 0), (0, 0)
+
+    @property
+    def ok(self) -> bool:
+        """Whether there was something to compare, and all of it held."""
+        (values_passed, values), (passed, tensors) = self.values, self.tensors
+        return (values_passed, passed) == (values, tensors) and values + tensors > 0
+
+    def __iter__(self) -> Iterator[Comparison]:
+        # imported late: what is no golden set is told without waiting for the whole model's code
+        from taste_grpc.model.parity.runner import run_json, run_tensors
+        from taste_grpc.model.parity.stage import Checkpoint
+
+        checkpoint = Checkpoint(self._directory)
+        for comparison in run_json(self._goldens, checkpoint, self._stage, verbose=self._verbose):
+            self.values = (self.values[0] + comparison.ok, self.values[1] + 1)
+            yield comparison
+        for comparison in run_tensors(self._goldens, checkpoint, self._stage, verbose=self._verbose):
+            self.tensors = (self.tensors[0] + comparison.ok, self.tensors[1] + 1)
+            yield comparison
+
+    def totals(self) -> list[str]:
+        """The last lines of the report."""
+        values = [f"{self.values[0]} of {self.values[1]} listed values ok"] if self.values[1] else []
+        return [*values, f"{self.tensors[0]} of {self.tensors[1]} ok"]
+
+
+def _read(directory: Path) -> tuple[GoldenSet, list[GoldenOutput]]:
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    import torch
+
+    from taste_grpc.model.parity.goldens import GoldenFormatError, GoldenSet
+
+    torch.set_num_threads(1)
+    try:
+        goldens = GoldenSet(directory)
+        outputs = goldens.outputs()
+    except GoldenFormatError as error:
+        raise NotGoldenError(str(error)) from None
+    except (LookupError, TypeError, AttributeError) as error:
+        raise NotGoldenError(f"{directory}/goldens/index.json is not as expected: {error!r}") from None
+    if not outputs:
+        raise NotGoldenError(f"{directory}/goldens/index.json lists nothing to compare")
+    return goldens, outputs
+
+
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the comparison; returns the exit status."""
+    arguments = _parser().parse_args(argv)
+    try:
+        check = ParityCheck(arguments.directory, arguments.stage, verbose=arguments.verbose)
+    except NotGoldenError as error:
+        _say(f"parity: {error}", sys.stderr)
+        return NOT_GOLDEN
+    for comparison in check:
+        if not (comparison.ok and arguments.failures):
+            _say(str(comparison))
+    for line in check.totals():
+        _say(line)
+    return 0 if check.ok else 1
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m taste_grpc.parity",
         description=_DESCRIPTION,
@@ -33,45 +128,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--stage", default="*", metavar="PATTERN", help="only stages that match, e.g. 'flow.*'")
     parser.add_argument("--failures", action="store_true", help="print only the lines that FAIL, and the totals")
     parser.add_argument("--verbose", action="store_true", help="print a traceback for stages that cannot run")
-    arguments = parser.parse_args(argv)
-
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    import torch
-
-    from taste_grpc.model.parity.goldens import GoldenFormatError, GoldenSet
-
-    torch.set_num_threads(1)
-    try:
-        goldens = GoldenSet(arguments.directory)
-        outputs = goldens.outputs()
-    except GoldenFormatError as error:
-        _say(f"parity: {error}", sys.stderr)
-        return 2
-    except (LookupError, TypeError, AttributeError) as error:
-        _say(f"parity: {arguments.directory}/goldens/index.json is not as expected: {error!r}", sys.stderr)
-        return 2
-    if not outputs:
-        _say(f"parity: {arguments.directory}/goldens/index.json lists nothing to compare", sys.stderr)
-        return 2
-
-    # imported late: what is no golden set is told without waiting for the whole model's code
-    from taste_grpc.model.parity.runner import run_json, run_tensors
-    from taste_grpc.model.parity.stage import Checkpoint
-
-    checkpoint = Checkpoint(arguments.directory)
-    totals = []
-    for run in (run_json, run_tensors):
-        passed = total = 0
-        for comparison in run(goldens, checkpoint, arguments.stage, verbose=arguments.verbose):
-            passed, total = passed + comparison.ok, total + 1
-            if not (comparison.ok and arguments.failures):
-                _say(str(comparison))
-        totals.append((passed, total))
-    (values_passed, values_total), (passed, total) = totals
-    if values_total:
-        _say(f"{values_passed} of {values_total} listed values ok")
-    _say(f"{passed} of {total} ok")
-    return 0 if (passed, values_passed) == (total, values_total) and total + values_total > 0 else 1
+    return parser
 
 
 def _say(line: str, to: TextIO | None = None) -> None:

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from taste.v1.common_pb2 import Segment
-from taste.v1.taste_pb2 import CompletionReason, GetModelInfoResponse, StreamingResult, TokenizeResponse
-from taste_grpc.audio import Waveform, write_wav
+from taste.v1.common_pb2 import AudioEncoding, Segment
+from taste.v1.taste_pb2 import (
+    CompletionReason,
+    DetokenizeResponse,
+    GetModelInfoResponse,
+    StreamingResult,
+    TokenizeResponse,
+)
+from taste_grpc.audio import Encoding, Waveform, decode_clip, write_wav
+from taste_grpc.plot import Utterance
 from taste_grpc.settings import DEFAULT_MODEL
-from taste_grpc_client import GenerateOptions, TasteClient, text_segment, token_segment
+from taste_grpc.word_places import Span
+from taste_grpc_client import GenerateOptions, SpokenText, TasteClient, audio_clip, text_segment, token_segment
 
 EMBEDDED_SYSTEM_PROMPT = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
 """What the embedded language model was tuned with; without it its answers are shaky."""
@@ -38,7 +46,6 @@ class TalkOptions:
             default when None.
         seed: makes the answer repeatable.
         sample_rate_hz: of the answer's audio.
-        timeout_s: of each call.
     """
 
     system: str | None = None
@@ -48,7 +55,15 @@ class TalkOptions:
     text_top_p: float | None = None
     seed: int | None = None
     sample_rate_hz: int = 24_000
-    timeout_s: float = 300.0
+
+    def sampling(self) -> GenerateOptions:
+        """How the words are chosen, as far as that is said here."""
+        chosen: GenerateOptions = {"extra_words": self.extra_words}
+        if self.seed is not None:
+            chosen["seed"] = self.seed
+        if self.text_top_p is not None:
+            chosen["text_top_p"] = self.text_top_p
+        return chosen
 
 
 @dataclass(frozen=True)
@@ -58,11 +73,13 @@ class Talked:
     Attributes:
         latency_ms: by name, from the sending of the recording on.
         audio: the answer; empty when the model chose not to speak.
+        ends_ms: where in `audio` each segment of the answer ends, in the order they were spoken.
     """
 
     question: TokenizeResponse
     results: list[StreamingResult]
     audio: Waveform
+    ends_ms: list[float]
     random_parts: list[str]
     latency_ms: dict[str, float]
 
@@ -127,35 +144,44 @@ def talk(
         TasteClientError: a call failed.
         OSError, ValueError: the recording cannot be read.
     """
-    info = client.model_info(timeout_s=options.timeout_s)
+    info = client.model_info()
     watch = _Stopwatch()
-    question = client.tokenize(recording, text=options.text, timeout_s=options.timeout_s)
+    question = client.tokenize(recording, text=options.text)
     watch.mark("question tokenized")
     on_transcript(question.text)
-    results: list[StreamingResult] = []
-    sampling: GenerateOptions = {"extra_words": options.extra_words}
-    if options.seed is not None:
-        sampling["seed"] = options.seed
-    if options.text_top_p is not None:
-        sampling["text_top_p"] = options.text_top_p
-    with client.generate(
+
+    def on_result(result: StreamingResult) -> None:
+        if result.HasField("segment"):
+            watch.mark("first words")
+            on_words(result.segment.tokens.text)
+
+    with client.speak(
         _conversation(info, question, options),
+        speaker=question.speaker_embedding,
         emit=options.every_words,
-        timeout_s=options.timeout_s,
-        **sampling,
-    ) as answer:
-
-        def words() -> Iterator[Segment]:
-            for result in answer:
-                results.append(result)
-                if result.HasField("segment"):
-                    watch.mark("first words")
-                    on_words(result.segment.tokens.text)
-                    yield result.segment
-
-        audio = _spoken(client, words(), question, options, watch)
+        on_result=on_result,
+        sample_rate_hz=options.sample_rate_hz,
+        **options.sampling(),
+    ) as chunks:
+        audio, ends_ms = _heard(chunks, options.sample_rate_hz, watch)
+        results = chunks.results
     watch.mark("answer complete")
-    return Talked(question, results, audio, random_parts(info), watch.marks_ms)
+    return Talked(question, results, audio, ends_ms, random_parts(info), watch.marks_ms)
+
+
+def _heard(
+    chunks: Iterable[DetokenizeResponse], sample_rate_hz: int, watch: _Stopwatch
+) -> tuple[Waveform, list[float]]:
+    """All audio of an answer, and where in it each segment ends, in ms."""
+    pieces, ends_ms, samples = [np.zeros(0, np.float32)], [], 0
+    for chunk in chunks:
+        if chunk.audio:
+            watch.mark("first audio")
+        pieces.append(np.frombuffer(chunk.audio, "<i2").astype(np.float32) / _INT16)
+        samples += len(pieces[-1])
+        if chunk.is_final:
+            ends_ms.append(1000.0 * samples / sample_rate_hz)
+    return Waveform(np.concatenate(pieces), sample_rate_hz), ends_ms
 
 
 def _conversation(info: GetModelInfoResponse, question: TokenizeResponse, options: TalkOptions) -> list[Segment]:
@@ -168,31 +194,28 @@ def _conversation(info: GetModelInfoResponse, question: TokenizeResponse, option
     return [asked]
 
 
-def _spoken(
-    client: TasteClient,
-    segments: Iterator[Segment],
-    question: TokenizeResponse,
-    options: TalkOptions,
-    watch: _Stopwatch,
-) -> Waveform:
-    first = next(segments, None)  # a model may choose not to speak, and then there is nothing to detokenize
-    pieces = [np.zeros(0, np.float32)]
-    if first is not None:
-        with client.detokenize(
-            itertools.chain([first], segments),
-            speaker=question.speaker_embedding,
-            sample_rate_hz=options.sample_rate_hz,
-            seed=options.seed,
-            timeout_s=options.timeout_s,
-        ) as chunks:
-            for chunk in chunks:
-                if chunk.audio:
-                    watch.mark("first audio")
-                pieces.append(np.frombuffer(chunk.audio, "<i2").astype(np.float32) / _INT16)
-    return Waveform(np.concatenate(pieces), options.sample_rate_hz)
-
-
 def save(talked: Talked, path: Path) -> None:
     """Write the answer's audio as a WAV file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_wav(path, talked.audio)
+
+
+def utterances(recording: Path, talked: Talked) -> list[Utterance]:
+    """The question, recorded in the file `recording`, and its answer, to be drawn by `save_plot`."""
+    clip = audio_clip(recording)
+    encoding = Encoding[AudioEncoding.Name(clip.format.encoding).removeprefix("AUDIO_ENCODING_")]
+    asked, said = SpokenText.from_tokenized(talked.question), SpokenText.from_results(talked.results)
+    counts = [len(result.segment.tokens.words) for result in talked.results if result.HasField("segment")]
+    borders = pairwise([0.0, *talked.ends_ms])
+    parts = [(count, Span(start, end)) for count, (start, end) in zip(counts, borders, strict=True)]
+    return [
+        _utterance("question", asked, decode_clip(clip.data, encoding)),
+        _utterance("answer", said, talked.audio, parts),
+    ]
+
+
+def _utterance(who: str, spoken: SpokenText, audio: Waveform, parts: Sequence[tuple[int, Span]] = ()) -> Utterance:
+    words = spoken.words
+    return Utterance(
+        f"{who}: {spoken.text}", audio, [word.text for word in words], [word.codes for word in words], parts
+    )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from typing import TypeVar
 
 from taste_grpc.engine.call_abort import CallAbort
@@ -67,5 +66,4 @@ async def _discard(running: Future[T], future: asyncio.Future[T], *, wait: bool)
     """Take back work that nobody wants any more; whatever it ends with was asked for by nobody."""
     future.add_done_callback(lambda done: done.cancelled() or done.exception())
     if not running.cancel() and wait:
-        with suppress(Exception):
-            await asyncio.shield(future)
+        await asyncio.wait([future])  # does not raise what it ended with, so no frame of ours gets into its trace

@@ -89,10 +89,10 @@ def _wrap(handler: Any, method: str, call_id: str, *, client: str, linger: bool)
     if not (inspect.iscoroutinefunction(inner) or inspect.isasyncgenfunction(inner)):
         return handler
 
-    async def serve(request: Any, context: Any) -> Any:
+    async def serve(requests: Any, context: Any) -> Any:
         call = Call(method, unquote(context.peer()), call_id)
         async with _observed(call, context, client or certificate_name(context), linger=linger):
-            checked = _checked_stream(request) if handler.request_streaming else _checked(request)
+            checked = _checked_stream(requests) if handler.request_streaming else await _only_request(context)
             if not inspect.isasyncgenfunction(inner):
                 return await inner(checked, context)
             async with aclosing(inner(checked, context)) as responses:
@@ -108,10 +108,13 @@ def _wrap(handler: Any, method: str, call_id: str, *, client: str, linger: bool)
 
 
 def _behaviour(handler: Any) -> tuple[Any, Callable[..., Any]]:
-    """The function behind a handler, and what makes a handler of its kind."""
+    """The function behind a handler, and what makes a handler of its kind of answer.
+
+    Requests are read as a stream in any case: a call that ends without its one request is never answered by gRPC.
+    """
     kinds = {
-        (False, False): (handler.unary_unary, grpc.unary_unary_rpc_method_handler),
-        (False, True): (handler.unary_stream, grpc.unary_stream_rpc_method_handler),
+        (False, False): (handler.unary_unary, grpc.stream_unary_rpc_method_handler),
+        (False, True): (handler.unary_stream, grpc.stream_stream_rpc_method_handler),
         (True, False): (handler.stream_unary, grpc.stream_unary_rpc_method_handler),
         (True, True): (handler.stream_stream, grpc.stream_stream_rpc_method_handler),
     }
@@ -138,6 +141,13 @@ def _checked(request: Any) -> Any:
     return request
 
 
+async def _only_request(context: Any) -> Any:
+    request = await context.read()
+    if request is grpc.aio.EOF:
+        raise InvalidInputError("", "the call ended before its request")
+    return _checked(request)
+
+
 async def _checked_stream(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
     async for request in requests:
         yield _checked(request)
@@ -155,12 +165,12 @@ async def _observed(call: Call, context: Any, client: str, *, linger: bool) -> A
         code = _code_of(context)
         raise
     except asyncio.CancelledError:
-        code = grpc.StatusCode.DEADLINE_EXCEEDED if _past_deadline(context) else grpc.StatusCode.CANCELLED
+        code = _code_of_a_cancel(context)
         raise
     except Exception as error:
-        if isinstance(error, grpc.aio.BaseError) and context.done():
-            code = grpc.StatusCode.CANCELLED  # a write to a caller that has gone
-            return
+        if isinstance(error, grpc.aio.InternalError):  # a write to a caller that has gone, before gRPC says so
+            code = _code_of_a_cancel(context)
+            raise asyncio.CancelledError from None
         status = status_of(error, call.request_id, past_deadline=_past_deadline(context))
         code = status.code
         why = str(error) if isinstance(error, UnauthenticatedError) else ""
@@ -194,6 +204,10 @@ def _note(call: Call, error: Exception, code: grpc.StatusCode) -> None:
 def _code_of(context: Any) -> grpc.StatusCode:
     code = context.code()
     return code if isinstance(code, grpc.StatusCode) else _CODES.get(code, grpc.StatusCode.UNKNOWN)
+
+
+def _code_of_a_cancel(context: Any) -> grpc.StatusCode:
+    return grpc.StatusCode.DEADLINE_EXCEEDED if _past_deadline(context) else grpc.StatusCode.CANCELLED
 
 
 def _past_deadline(context: Any) -> bool:
