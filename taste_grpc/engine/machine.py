@@ -59,7 +59,7 @@ class SharedMachine:
         text_room = _room(min(settings.text_positions, room), settings.text_slots, text_bytes, half)
         unit_room = _room(_UNIT_POSITIONS, settings.unit_slots, unit_bytes, half)
         self._text_cache = self._lm.new_cache(slots=settings.text_slots, capacity=text_room, fixed=text)
-        self._unit_cache = self._decoder.new_cache(settings.unit_slots, unit_room, block=_BLOCK, fixed=units)
+        self._unit_cache = self._decoder.new_cache(settings.unit_slots, unit_room, fixed=units)
         self.text_pool = SlotPool(settings.text_slots, text_room, text_bytes, half, _BLOCK)
         self.unit_pool = SlotPool(settings.unit_slots, unit_room, unit_bytes, half, _BLOCK)
         self.text_rows = self.unit_rows = self.text_calls = self.unit_calls = 0
@@ -94,7 +94,7 @@ class SharedMachine:
         """One step of the speech decoder for all of `wants`."""
         self.unit_rows += len(wants)
         self.unit_calls += 1
-        units = torch.tensor([want.unit for want in wants], device=self._unit_cache.rows.device)
+        units = torch.tensor([want.unit for want in wants], device=self._unit_cache.device)
         log_probs = self._decoder.step(units, self._unit_cache, [want.slot.index for want in wants])
         return choose_units(log_probs[: len(wants)], [want.choice for want in wants])
 

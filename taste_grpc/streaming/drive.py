@@ -59,8 +59,7 @@ def _answer(model: TasteForCausalLM, want: Want) -> Any:
     if isinstance(want, TextStep):
         return decode_step(model.spoken_lm, model.audio_tower.rvq, want.slot.cache, [want.generation])[0]
     if isinstance(want, UnitSlot):
-        capacity = -(-want.most // _UNIT_BLOCK) * _UNIT_BLOCK
-        units = model.speech_decoder.new_cache(1, capacity, block=_UNIT_BLOCK)
+        units = model.speech_decoder.new_cache(1, want.most)
         return Slot(units, 0, want.most, lambda: None)
     if isinstance(want, TextSlot):
         return Slot(model.spoken_lm.new_cache(slots=1, capacity=want.positions), 0, want.positions, lambda: None)

@@ -24,16 +24,23 @@ def product(layer: nn.Module, x: Tensor) -> Tensor:
         out: Tensor = layer(x)
         return out
     if x.dim() > 2:
-        return product(layer, x.flatten(0, -2)).unflatten(0, x.shape[:-1])
+        return product(layer, x.flatten(0, -2)).reshape(*x.shape[:-1], layer.out_features)
+    bias: Tensor | None = layer.bias
     if not in_columns(x):
-        return F.linear(x, layer.weight, layer.bias)
+        return F.linear(x, layer.weight, bias)
     columns = x.t().contiguous()
-    if layer.bias is None:
+    if bias is None:
         return torch.mm(layer.weight, columns).t()
-    return torch.addmm(layer.bias[:, None], layer.weight, columns).t()
+    return torch.addmm(bias[:, None], layer.weight, columns).t()
 
 
 def in_columns(x: Tensor) -> bool:
     """Whether `x` are rows `[N, in]` that are better multiplied as columns."""
     few = x.dim() == 2 and _COLUMNS_FROM <= x.shape[0] <= _COLUMNS_TO
     return few and x.device.type == "cpu" and x.dtype == torch.float32
+
+
+def fill_rows(rows: Tensor, count: int) -> Tensor:
+    """`rows` `[n, ...]` with zeros after them: `[count, ...]`."""
+    missing = count - rows.shape[0]
+    return rows if missing == 0 else torch.cat([rows, rows.new_zeros(missing, *rows.shape[1:])])

@@ -11,9 +11,10 @@ the flow share this network.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
+from typing import Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +22,10 @@ from torch import Tensor, nn
 
 from taste_grpc.errors import CheckpointError, InvalidInputError
 from taste_grpc.model.abort import AbortCheck, never_abort
-from taste_grpc.model.layers.rel_pos_cache import CachePass, RelPosCache
+from taste_grpc.model.layers.positional_keys import PositionalKeys
+from taste_grpc.model.layers.products import fill_rows, product
+from taste_grpc.model.layers.rel_pos_cache import RelPosCache, SlotPass
+from taste_grpc.model.layers.shapes import FixedShape
 from taste_grpc.model.tensor_shapes import TensorShapes
 
 _POSITION_BASE = 10000.0
@@ -130,6 +134,10 @@ def shift_to_keys(scores: Tensor, keys: int) -> Tensor:
     )
 
 
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""New queries, keys and values `[N, heads, d_k]` to mixed values of the same shape."""
+
+
 class _InputLayer(nn.Module):
     def __init__(self, config: RelPosEncoderConfig) -> None:
         super().__init__()
@@ -138,7 +146,8 @@ class _InputLayer(nn.Module):
         self._scale = math.sqrt(config.width)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.out(x)
+        linear, norm = self.out
+        out: Tensor = norm(product(linear, x))
         return (F.relu(out) if self._legacy else out) * self._scale
 
 
@@ -173,23 +182,35 @@ class RelPosAttention(nn.Module):
         relative = shift_to_keys(self._by_distance(query, positional), x.shape[1])
         return self._attend(query, key, value, relative, visible)
 
-    def extend(self, x: Tensor, positional: Tensor, layer: int, run: CachePass) -> Tensor:
-        """New rows `[B, T, width]` after what `run`'s slots hold; `positional` is `[heads, window, d_k]`."""
-        query, key, value = self._project(x)
-        keys, values = run.update(layer, key, value)
-        if run.width > 1 and run.start is not None:
-            last = run.start + run.width - 1
-            descending = (last - torch.arange(run.window, device=x.device)).clamp_(min=0)
-            relative = shift_to_keys(self._by_distance(query, positional[:, descending]), run.window)
-        else:
-            by_distance = self._by_distance(query, positional)
-            relative = by_distance.gather(3, run.distance.expand_as(by_distance))
-        return self._attend(query, keys, values, relative, run.visible)
+    def extend(self, x: Tensor, attend: Attend) -> Tensor:
+        """New rows `[N, width]` of some streams, given what keeps their keys and values and mixes."""
+        shape = (x.shape[0], self.heads, self.head_size)
+        query, key, value = (
+            product(linear, x).reshape(shape) for linear in (self.linear_q, self.linear_k, self.linear_v)
+        )
+        return product(self.linear_out, attend(query, key, value).flatten(1))
+
+    def mix(self, query: Tensor, key: Tensor, value: Tensor, positional: Tensor) -> Tensor:
+        """The last T rows of one stream, `[T, heads, d_k]`, over its keys and values `[1, heads, W, d_k]`.
+
+        `positional` is `[heads, W, d_k]` for the distances W-1 .. 0. Returns `[T, heads, d_k]`.
+        """
+        rows, window = query.shape[0], key.shape[2]
+        query = query.transpose(0, 1)  # [heads, T, d_k]
+        scale = 1.0 / math.sqrt(self.head_size)
+        bias = torch.bmm(query + self.pos_bias_v[:, None], positional.transpose(1, 2))[None] * scale
+        if rows > 1:
+            ahead = torch.ones(rows, window, dtype=torch.bool, device=query.device).triu_(window - rows + 1)
+            bias = shift_to_keys(bias, window).masked_fill(ahead, -math.inf)
+        mixed = F.scaled_dot_product_attention(
+            (query + self.pos_bias_u[:, None])[None], key, value, attn_mask=bias, scale=scale
+        )
+        return mixed[0].transpose(0, 1)
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         shape = (*x.shape[:2], self.heads, self.head_size)
         query, key, value = (
-            linear(x).view(shape).transpose(1, 2) for linear in (self.linear_q, self.linear_k, self.linear_v)
+            product(linear, x).view(shape).transpose(1, 2) for linear in (self.linear_q, self.linear_k, self.linear_v)
         )
         return query, key, value
 
@@ -209,8 +230,7 @@ class RelPosAttention(nn.Module):
         mixed = F.scaled_dot_product_attention(
             query + self.pos_bias_u[:, None], key, value, attn_mask=bias, scale=scale
         )
-        out: Tensor = self.linear_out(mixed.transpose(1, 2).flatten(2))
-        return out
+        return product(self.linear_out, mixed.transpose(1, 2).flatten(2))
 
 
 class _FeedForward(nn.Module):
@@ -221,8 +241,7 @@ class _FeedForward(nn.Module):
         self._activation = F.silu if config.activation == "silu" else F.relu
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.w_2(self._activation(self.w_1(x)))
-        return out
+        return product(self.w_2, self._activation(product(self.w_1, x)))
 
 
 class RelPosLayer(nn.Module):
@@ -241,10 +260,9 @@ class RelPosLayer(nn.Module):
         x = x + self.self_attn(self.get_submodule(self._attention_norm)(x), table, visible)
         return self._feed(x)
 
-    def extend(self, x: Tensor, positional: Tensor, layer: int, run: CachePass) -> Tensor:
+    def extend(self, x: Tensor, attend: Attend) -> Tensor:
         """See `RelPosAttention.extend`."""
-        x = x + self.self_attn.extend(self.get_submodule(self._attention_norm)(x), positional, layer, run)
-        return self._feed(x)
+        return self._feed(x + self.self_attn.extend(self.get_submodule(self._attention_norm)(x), attend))
 
     def _feed(self, x: Tensor) -> Tensor:
         out: Tensor = x + self.feed_forward(self.get_submodule(self._ffn_norm)(x))
@@ -264,6 +282,7 @@ class RelPosEncoder(nn.Module):
         self.embed = _InputLayer(config)
         self.encoders = nn.ModuleList(RelPosLayer(config) for _ in range(config.layers))
         self.after_norm = nn.LayerNorm(config.width)
+        self._positional: PositionalKeys | None = None
 
     @torch.no_grad()
     def forward(self, x: Tensor, lengths: Tensor | None = None, abort: AbortCheck = never_abort) -> Tensor:
@@ -272,32 +291,36 @@ class RelPosEncoder(nn.Module):
         `lengths` `[B]` counts the valid rows of right-padded input; rows beyond come out meaningless.
         `abort` is called before each block.
         """
-        rows = x.shape[1]
-        steps = torch.arange(rows, device=x.device)
-        visible: Tensor | None = None
-        if self.config.causal:  # a valid row never looks at the padding to its right
-            visible = (steps[None, :] <= steps[:, None])[None, None]
-            distances = rows - 1 - steps
-        else:
-            distances = rows - 1 - torch.arange(2 * rows - 1, device=x.device)
-            if lengths is not None:
-                visible = (steps[None, :] < lengths.clamp(min=1)[:, None])[:, None, None, :]
-        x = self.embed(x)
-        table = sinusoids(distances, self.config.width, x.dtype)
-        for layer in self.encoders:
-            abort()
-            x = layer(x, table, visible)
-        out: Tensor = self.after_norm(x)
-        return out
+        run = self.whole(x, lengths)
+        run.advance(abort=abort)
+        return run.out
 
-    def new_cache(self, slots: int, capacity: int, *, block: int = 1) -> RelPosCache:
-        """Room for `slots` streams of up to `capacity` positions, on this module's device and in its dtype."""
+    def whole(self, x: Tensor, lengths: Tensor | None = None) -> WholeRun:
+        """What `forward` does, to be done some blocks at a time."""
+        return WholeRun(self, x, lengths)
+
+    def new_cache(self, slots: int, capacity: int, *, fixed: FixedShape | None = None) -> RelPosCache:
+        """Room for `slots` streams of up to `capacity` positions, on this module's device and in its dtype.
+
+        With `fixed`, the numbers of a stream are the same to the bit whatever runs beside it.
+        """
         if not self.config.causal:
             raise InvalidInputError("causal", "only a causal encoder can be extended row by row")
         weight = self.after_norm.weight
-        shape = (self.config.layers, slots, self.config.heads, capacity, 2 * self.config.head_size)
-        rows = torch.zeros(shape, dtype=weight.dtype, device=weight.device)
-        return RelPosCache(rows=rows, block=block, project_positions=self._project_positions)
+        return RelPosCache(
+            layers=self.config.layers,
+            slots=slots,
+            kv_heads=self.config.heads,
+            capacity=capacity,
+            head_dim=self.config.head_size,
+            dtype=weight.dtype,
+            device=weight.device,
+            fixed=fixed,
+        )
+
+    def run(self, x: Tensor, run: SlotPass) -> EncoderRun:
+        """New rows `[run.rows, input_size]` of several streams, ready to go through the blocks."""
+        return EncoderRun(self, x, run)
 
     @torch.no_grad()
     def prefill(
@@ -314,24 +337,134 @@ class RelPosEncoder(nn.Module):
         result equals that of `forward` over everything the slot was given, to rounding. A slot keeps its
         old length when `abort` (called before each block) raises.
         """
-        run = CachePass(cache, slots, lengths)
-        positional = run.positional_keys()
-        x = self.embed(x[:, : run.width])
-        for index, layer in enumerate(self.encoders):
-            abort()
-            assert isinstance(layer, RelPosLayer)
-            x = layer.extend(x, positional[index], index, run)
-        run.commit()
-        out: Tensor = self.after_norm(x)
-        return out
-
-    def step(self, x: Tensor, cache: RelPosCache, slots: Sequence[int]) -> Tensor:
-        """Append one row `[B, input_size]` to each of B slots, wherever each stands; returns `[B, width]`."""
-        return self.prefill(x[:, None], [1] * len(slots), cache, slots)[:, 0]
+        run = self.run(
+            torch.cat([row[:count] for row, count in zip(x, lengths, strict=True)]), SlotPass(cache, slots, lengths)
+        )
+        run.advance(abort=abort)
+        return torch.nn.utils.rnn.pad_sequence(list(torch.split(run.out, list(lengths))), batch_first=True)
 
     @torch.no_grad()
+    def step(self, x: Tensor, cache: RelPosCache, slots: Sequence[int], abort: AbortCheck = never_abort) -> Tensor:
+        """Append one row `[B, input_size]` to each of B slots, wherever each stands; returns `[B, width]`.
+
+        A cache of fixed shape has every step done with its number of rows; `x` may be that many already.
+        """
+        run = SlotPass(cache, slots, [1] * len(slots), None if cache.fixed is None else cache.fixed.step_rows)
+        going = self.run(fill_rows(x, run.rows), run)
+        going.advance(abort=abort)
+        return going.out[: len(slots)]
+
+    def positional_keys(self) -> PositionalKeys:
+        """P R of all layers, kept with the module; worked out anew when the weights move or change their dtype."""
+        if self._positional is None:
+            self._positional = PositionalKeys(self._project_positions)
+        return self._positional
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        self._positional = None
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
+
     def _project_positions(self, first: int, end: int) -> Tensor:
         weight = self.after_norm.weight
-        table = sinusoids(torch.arange(first, end, device=weight.device), self.config.width, weight.dtype)
-        layers = [layer.self_attn for layer in self.encoders if isinstance(layer, RelPosLayer)]
-        return torch.stack([attention.positional_keys(table) for attention in layers])
+        with torch.inference_mode(False), torch.no_grad():
+            distances = torch.arange(end - 1, first - 1, -1, device=weight.device)
+            table = sinusoids(distances, self.config.width, weight.dtype)
+            layers = [layer.self_attn for layer in self.encoders if isinstance(layer, RelPosLayer)]
+            return torch.stack([attention.positional_keys(table) for attention in layers])
+
+
+class WholeRun:
+    """All rows of some inputs on their way through the blocks; see `RelPosEncoder.forward`."""
+
+    def __init__(self, encoder: RelPosEncoder, x: Tensor, lengths: Tensor | None) -> None:
+        rows = x.shape[1]
+        steps = torch.arange(rows, device=x.device)
+        self._visible: Tensor | None = None
+        if encoder.config.causal:  # a valid row never looks at the padding to its right
+            self._visible = (steps[None, :] <= steps[:, None])[None, None]
+            distances = rows - 1 - steps
+        else:
+            distances = rows - 1 - torch.arange(2 * rows - 1, device=x.device)
+            if lengths is not None:
+                self._visible = (steps[None, :] < lengths.clamp(min=1)[:, None])[:, None, None, :]
+        self._encoder = encoder
+        self._next = 0
+        with torch.no_grad():
+            self._x: Tensor = encoder.embed(x)
+            self._table = sinusoids(distances, encoder.config.width, self._x.dtype)
+
+    @torch.no_grad()
+    def advance(self, layers: int | None = None, abort: AbortCheck = never_abort) -> bool:
+        """Go through the next `layers` (None: all that are left); returns whether it is done."""
+        count = self._encoder.config.layers
+        stop = count if layers is None else min(self._next + layers, count)
+        for index in range(self._next, stop):
+            abort()
+            self._x = self._encoder.encoders[index](self._x, self._table, self._visible)
+            self._next = index + 1
+        return self._next == count
+
+    @property
+    def out(self) -> Tensor:
+        """The encoded rows `[B, T, width]`. Only once it is done."""
+        if self._next < self._encoder.config.layers:
+            raise RuntimeError("the rows have not been through every block yet")
+        with torch.no_grad():
+            out: Tensor = self._encoder.after_norm(self._x)
+        return out
+
+
+class EncoderRun:
+    """New rows of some streams on their way through the blocks, as many blocks at a time as the caller likes.
+
+    Between two goes other runs may use the same cache, on other slots. The slots grow when the last block is done; a
+    run that is dropped before leaves them as they were.
+    """
+
+    def __init__(self, encoder: RelPosEncoder, x: Tensor, run: SlotPass) -> None:
+        self._encoder, self._run = encoder, run
+        self._next = 0
+        with torch.no_grad():
+            self._x: Tensor = encoder.embed(x)
+            self._positional = encoder.positional_keys().upto(max(end for _, _, end in run.spans))
+
+    @property
+    def done(self) -> bool:
+        """Whether the rows have been through every block."""
+        return self._next > self._encoder.config.layers
+
+    @torch.no_grad()
+    def advance(self, layers: int | None = None, abort: AbortCheck = never_abort) -> bool:
+        """Go through the next `layers` (None: all that are left); returns `done`. `abort` is called before each."""
+        count = self._encoder.config.layers
+        stop = count if layers is None else min(self._next + layers, count)
+        for index in range(self._next, stop):
+            abort()
+            layer = self._encoder.encoders[index]
+            assert isinstance(layer, RelPosLayer)
+            self._x = layer.extend(self._x, partial(self._attend, layer.self_attn, index))
+            self._next = index + 1
+        if self._next == count:
+            self._x = self._encoder.after_norm(self._x)
+            self._run.commit()
+            self._next += 1
+        return self.done
+
+    @property
+    def out(self) -> Tensor:
+        """The new rows `[run.rows, width]`. Only once it is done."""
+        if not self.done:
+            raise RuntimeError("the rows have not been through every block yet")
+        return self._x
+
+    def _attend(self, attention: RelPosAttention, index: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        self._run.store(index, key, value)
+        positional, known = self._positional[index], self._positional.shape[2]
+        mixed = [
+            attention.mix(query[first:end], *self._run.window(index, k), positional.narrow(1, known - window, window))
+            for k, (first, end, window) in enumerate(self._run.spans)
+        ]
+        if self._run.used < self._run.rows:
+            mixed.append(torch.zeros_like(query[self._run.used :]))
+        return mixed[0] if len(mixed) == 1 else torch.cat(mixed)

@@ -10,18 +10,21 @@ from torch import Tensor, nn
 
 from taste_grpc.errors import InvalidInputError
 from taste_grpc.model.abort import AbortCheck, never_abort
-from taste_grpc.model.layers.rel_pos import RelPosEncoder
+from taste_grpc.model.layers.products import fill_rows, product
+from taste_grpc.model.layers.rel_pos import RelPosEncoder, WholeRun
 from taste_grpc.model.layers.rel_pos_cache import RelPosCache
+from taste_grpc.model.layers.shapes import FixedShape
+from taste_grpc.model.layers.stepping import RowStep
+from taste_grpc.model.layers.transfer import to_device
 from taste_grpc.model.speech_decoder.config import SpeechDecoderConfig
+from taste_grpc.model.speech_decoder.prompt_building import PADDING_VALUE, PromptBuilding, WordsEncoding
+from taste_grpc.model.speech_decoder.unit_reading import UnitReading
 from taste_grpc.model.speech_decoder.unit_sampler import UnitChoice, UnitSampler, choose_units
 
 __all__ = ["PADDING_VALUE", "SpeechDecoder", "SpeechDecoderConfig", "WeightedSum", "length_rule"]
 
-PADDING_VALUE = -1.0
-_FIXED_ROWS = 3  # start, speaker and task rows of a prompt
 _MIN_UNITS_PER_ROW = 2
 _MAX_UNITS_PER_ROW = 20
-_CAPACITY_STEP = 64
 
 
 def length_rule(prompt_rows: int) -> tuple[int, int]:
@@ -76,18 +79,22 @@ class SpeechDecoder(nn.Module):
         return self.llm_decoder.weight.dtype
 
     @torch.no_grad()
-    def encode_text(self, token_ids: Tensor, abort: AbortCheck = never_abort) -> Tensor:
-        """ASR token ids `[B, L]` -> `[B, L, prompt_width]`; causal, so padding on the right does no harm."""
-        embedded = self.text_embedding(token_ids.clamp(min=0))
-        out: Tensor = self.text_encoder_affine_layer(self.text_encoder(embedded, abort=abort))
-        return out
+    def text_run(self, token_ids: Tensor) -> WholeRun:
+        """ASR token ids `[B, L]`, ready for the text encoder; causal, so padding on the right does no harm."""
+        return self.text_encoder.whole(self.text_embedding(token_ids.clamp(min=0)))
 
     @torch.no_grad()
-    def encode_audio(self, audio_unit_embeds: Tensor, abort: AbortCheck = never_abort) -> Tensor:
-        """Audio unit embeddings `[B, L, audio_width]` -> `[B, L, prompt_width]`; causal as well."""
-        embedded = self.audio_embed_affine_layer(audio_unit_embeds.to(self._dtype))
-        out: Tensor = self.audio_token_encoder_affine_layer(self.audio_token_encoder(embedded, abort=abort))
-        return out
+    def audio_run(self, audio_unit_embeds: Tensor) -> WholeRun:
+        """Audio unit embeddings `[B, L, audio_width]`, ready for their encoder; causal as well."""
+        return self.audio_token_encoder.whole(self.audio_embed_affine_layer(audio_unit_embeds.to(self._dtype)))
+
+    @torch.no_grad()
+    def fuse(self, text: Tensor, audio: Tensor) -> Tensor:
+        """Rows `[B, L, prompt_width]` from what the two encoders made of the same tokens."""
+        fused: Tensor = self.fuse_encoded_audio_text_module(
+            product(self.audio_token_encoder_affine_layer, audio), product(self.text_encoder_affine_layer, text)
+        )
+        return fused
 
     @torch.no_grad()
     def encode_speaker(self, speaker_embeds: Tensor) -> Tensor:
@@ -109,18 +116,10 @@ class SpeechDecoder(nn.Module):
 
         Raises InvalidInputError when the two do not have the same length or an id is out of range.
         """
-        if audio_unit_lengths.tolist() != asr_token_lengths.tolist():
-            raise InvalidInputError(
-                "audio_unit_lengths",
-                f"{audio_unit_lengths.tolist()} must equal asr_token_lengths {asr_token_lengths.tolist()}",
-            )
-        if int(asr_token_ids.max()) >= self.config.text_vocab_size:
-            raise InvalidInputError(
-                "asr_token_ids", f"{int(asr_token_ids.max())} is not below {self.config.text_vocab_size}"
-            )
-        text = self.encode_text(asr_token_ids, abort)
-        audio = self.encode_audio(audio_unit_embeds, abort)
-        return self.fuse_encoded_audio_text_module(audio, text), asr_token_lengths
+        words = WordsEncoding(self, audio_unit_embeds, audio_unit_lengths, asr_token_ids, asr_token_lengths)
+        while not words.advance(abort=abort):
+            pass
+        return words.fused, asr_token_lengths
 
     @torch.no_grad()
     def build_prompt(
@@ -145,21 +144,19 @@ class SpeechDecoder(nn.Module):
         Returns:
             `[B, max(lengths), prompt_width]`, padded on the right with -1, and int32 `[B]` lengths.
         """
-        fused, token_lengths = self.encode_words(
-            audio_unit_embeds, audio_unit_lengths, asr_token_ids, asr_token_lengths, abort
+        building = PromptBuilding(
+            self, speaker_embeds, audio_unit_embeds, audio_unit_lengths, asr_token_ids, asr_token_lengths
         )
-        speaker = self.encode_speaker(speaker_embeds)
-        start, task = self.llm_embedding.weight[:1], self.llm_embedding.weight[1:]
-        lengths = [int(n) + _FIXED_ROWS for n in token_lengths.tolist()]
-        prompt = fused.new_full((len(lengths), max(lengths), self.config.prompt_width), PADDING_VALUE)
-        for row, length in enumerate(lengths):
-            words = fused[row, : length - _FIXED_ROWS]
-            prompt[row, :length] = torch.cat([start, speaker[row], words, task])
-        return prompt, torch.tensor(lengths, dtype=torch.int32, device=prompt.device)
+        while not building.advance(abort=abort):
+            pass
+        return building.prompt
 
-    def new_cache(self, slots: int, capacity: int, *, block: int = 1) -> RelPosCache:
-        """Room for `slots` streams of up to `capacity` rows (prompt and units together)."""
-        return self.llm.new_cache(slots, capacity, block=block)
+    def new_cache(self, slots: int, capacity: int, *, fixed: FixedShape | None = None) -> RelPosCache:
+        """Room for `slots` streams of up to `capacity` rows (prompt and units together).
+
+        With `fixed`, the numbers of a stream are the same to the bit whatever runs beside it.
+        """
+        return self.llm.new_cache(slots, capacity, fixed=fixed)
 
     @torch.no_grad()
     def prefill(
@@ -175,24 +172,60 @@ class SpeechDecoder(nn.Module):
         Returns the log-probabilities `[B, units + 1]` of the unit after each slot's last row. May be called
         several times in a row: a long prompt in parts, or a prompt and then given units.
         """
-        hidden = self.llm.prefill(rows, lengths, cache, slots, abort)
-        last = torch.tensor([length - 1 for length in lengths], device=hidden.device)
-        return self.log_probs(hidden[torch.arange(len(lengths), device=hidden.device), last])
+        if cache.fixed is None:
+            hidden = self.llm.prefill(rows, lengths, cache, slots, abort)
+            last = torch.tensor([length - 1 for length in lengths], device=hidden.device)
+            return self.log_probs(hidden[torch.arange(len(lengths), device=hidden.device), last])
+        found = []
+        for row, length, slot in zip(rows, lengths, slots, strict=True):
+            reading = UnitReading(self, row[:length], cache, slot)
+            while not reading.advance(abort):
+                pass
+            found.append(reading.log_probs)
+        return torch.cat(found)
 
     @torch.no_grad()
-    def step(self, units: Tensor, cache: RelPosCache, slots: Sequence[int]) -> Tensor:
+    def step(
+        self,
+        units: Tensor,
+        cache: RelPosCache,
+        slots: Sequence[int],
+        abort: AbortCheck = never_abort,
+        *,
+        forward: RowStep | None = None,
+    ) -> Tensor:
         """Append one unit `[B]` to each of B different slots, wherever each stands.
 
-        Returns the log-probabilities `[B, units + 1]` of the next one. One forward, at a cost that depends on
-        the longest slot only.
+        Returns the log-probabilities `[B, units + 1]` of the next one. One forward; each stream looks at its own rows
+        only. `forward` takes the rows through the unit decoder in place of `llm.step` (see `GraphedStep`).
         """
-        return self.log_probs(self.llm.step(self.speech_embedding(units), cache, slots))
+        rows = self.speech_embedding(units)
+        hidden = self.llm.step(rows, cache, slots, abort) if forward is None else forward(rows, slots)
+        if cache.fixed is None:
+            return self.log_probs(hidden)
+        return self.log_probs(fill_rows(hidden, cache.fixed.step_rows))[: len(slots)]
+
+    def next_units(
+        self,
+        units: Sequence[int],
+        choices: Sequence[UnitChoice],
+        cache: RelPosCache,
+        slots: Sequence[int],
+        abort: AbortCheck = never_abort,
+        *,
+        forward: RowStep | None = None,
+    ) -> list[int]:
+        """Append a unit to each of several streams and choose the next one of each, with one forward for all.
+
+        Arguments as of `step`; `choices[k]` says how the stream in `slots[k]` chooses.
+        """
+        given = to_device([units], self.llm_decoder.weight.device)[0]
+        return choose_units(self.step(given, cache, slots, abort, forward=forward), choices)
 
     @torch.no_grad()
     def log_probs(self, hidden: Tensor) -> Tensor:
         """Output rows `[.., width]` of the unit decoder -> float32 log-probabilities `[.., units + 1]`."""
-        logits: Tensor = self.llm_decoder(hidden)
-        return logits.float().log_softmax(dim=-1)
+        return product(self.llm_decoder, hidden).float().contiguous().log_softmax(dim=-1)
 
     @torch.no_grad()
     def embed_units(self, units: Sequence[int]) -> Tensor:
@@ -238,8 +271,7 @@ class SpeechDecoder(nn.Module):
         if count >= most:
             return
         if cache is None:
-            rows = prompt.shape[1] + most
-            cache = self.new_cache(1, -(-rows // _CAPACITY_STEP) * _CAPACITY_STEP, block=_CAPACITY_STEP)
+            cache = self.new_cache(1, prompt.shape[1] + most)
         cache.reset(slot)
         rows_in = torch.cat([prompt[0], self.embed_units(previous_units)])
         log_probs = self.prefill(rows_in[None], [len(rows_in)], cache, [slot], abort)

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from taste_grpc.model.layers.transfer import to_host
 from taste_grpc.model.random import CounterRandom, Stream, pick
 
 TOP_K = 25
@@ -89,8 +90,10 @@ class UnitChoice:
 def choose_units(log_probs: Tensor, choices: Sequence[UnitChoice]) -> list[int]:
     """One unit for each row of `[B, V]` log-probabilities."""
     width = max(2, *(choice.sampler.top_k for choice in choices))
-    probabilities, ids = (best.cpu().numpy() for best in candidates(log_probs, width))
-    return [_choose(probabilities[row], ids[row], choice) for row, choice in enumerate(choices)]
+    probabilities, ids = candidates(log_probs, width)
+    bits, indices = to_host([probabilities, ids.int()])
+    weights = bits.view(np.float32)
+    return [_choose(weights[row], indices[row], choice) for row, choice in enumerate(choices)]
 
 
 def _choose(probabilities: npt.NDArray[np.floating], ids: npt.NDArray[np.integer], choice: UnitChoice) -> int:

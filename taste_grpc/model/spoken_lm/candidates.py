@@ -10,6 +10,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from taste_grpc.model.layers.transfer import Bits, to_host
+
 _FIRST_COUNT = 64  # enough for every usual top_p; the search widens when it is not
 _WIDENING = 16
 _BLOCK = 64  # scores whose greatest one is compared first
@@ -42,7 +44,7 @@ class Candidates:
 
 def find_candidates(
     logits: Tensor, top_ps: Sequence[float], beside: Tensor | None = None
-) -> tuple[list[Candidates], npt.NDArray[np.int32] | None]:
+) -> tuple[list[Candidates], Bits | None]:
     """Candidates of each row of `logits` `[B, V]` float32, as many as top-p with that row's `top_ps` may keep.
 
     With a `top_p` of 0 the first candidate is the lowest id of the greatest score. `beside` `[B, n]` int32 comes along
@@ -61,18 +63,6 @@ def find_candidates(
     for row, top_p in enumerate(top_ps):
         found[row] = _widened(found[row], logits[row], probabilities[row], top_p)
     return found, None if beside is None else columns[3]
-
-
-def to_host(parts: Sequence[Tensor]) -> list[npt.NDArray[np.int32]]:
-    """Tensors `[B, n]` of 32-bit numbers as arrays of their bits, in one transfer, through pinned memory on CUDA."""
-    packed = torch.cat([part.view(torch.int32) for part in parts], dim=1)
-    if packed.device.type == "cuda":
-        pinned = torch.empty(packed.shape, dtype=packed.dtype, pin_memory=True)
-        pinned.copy_(packed, non_blocking=True)
-        torch.cuda.current_stream(packed.device).synchronize()
-        packed = pinned
-    borders = np.cumsum([part.shape[1] for part in parts])[:-1]
-    return [np.ascontiguousarray(columns) for columns in np.split(packed.numpy(), borders, axis=1)]
 
 
 def _best(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:

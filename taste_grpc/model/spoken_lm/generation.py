@@ -10,17 +10,17 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from taste_grpc.model.abort import AbortCheck, never_abort
 from taste_grpc.model.audio_tower.rvq import ResidualVQ
+from taste_grpc.model.layers.products import fill_rows
 from taste_grpc.model.layers.stepping import RowStep
+from taste_grpc.model.layers.transfer import Bits, to_device
 from taste_grpc.model.spoken_lm.call import Generation, StepResult
 from taste_grpc.model.spoken_lm.kv_slots import KeyValueSlots
-from taste_grpc.model.spoken_lm.network import SpokenLM, delayed_sources, fill_rows, speech_rows
+from taste_grpc.model.spoken_lm.network import SpokenLM, delayed_sources, speech_rows
 from taste_grpc.model.spoken_lm.prompt import (
     Prompt,
     audio_prompt,
@@ -116,7 +116,7 @@ def decode_step(
     return results
 
 
-def _as_codes(row: npt.NDArray[np.int32]) -> tuple[int, ...]:
+def _as_codes(row: Bits) -> tuple[int, ...]:
     return tuple(row.tolist())
 
 
@@ -164,12 +164,6 @@ def _renew_audio(
     for generation, step in going:
         if step.taste_action == TasteAction.USE_PREFIX and generation.pending:
             generation.audio = generation.pending.popleft()
-
-
-def to_device(rows: Sequence[Sequence[int]], device: torch.device) -> Tensor:
-    """Integers `[B, n]` on `device`, from pinned memory and without waiting on CUDA."""
-    host = torch.tensor(rows, pin_memory=device.type == "cuda")
-    return host.to(device, non_blocking=True)
 
 
 @dataclass

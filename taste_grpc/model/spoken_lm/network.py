@@ -15,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from taste_grpc.errors import CheckpointError
 from taste_grpc.model.abort import AbortCheck, never_abort
-from taste_grpc.model.layers.products import product
+from taste_grpc.model.layers.products import fill_rows, product
 from taste_grpc.model.layers.shapes import FixedShape
 from taste_grpc.model.spoken_lm.kv_slots import KeyValueSlots, SlotPass
 from taste_grpc.model.spoken_lm.llama_step import LayerRun
@@ -310,12 +310,6 @@ class SpokenLM(nn.Module):
         """Speech latent `[..., latent]` at each position; its nearest codes are a word's speech."""
         latent: Tensor = self.extract_for_bridge_out_llm(hidden)
         return latent
-
-
-def fill_rows(rows: Tensor, count: int) -> Tensor:
-    """`rows` `[n, ...]` with zeros after them: `[count, ...]`."""
-    missing = count - rows.shape[0]
-    return rows if missing == 0 else torch.cat([rows, rows.new_zeros(missing, *rows.shape[1:])])
 
 
 def _llama_settings(text_config: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from taste_grpc.model.audio_tower.rvq import ResidualVQ
-from taste_grpc.model.spoken_lm.network import SpokenLM, delayed_sources, fill_rows
+from taste_grpc.model.layers.products import fill_rows
+from taste_grpc.model.spoken_lm.network import SpokenLM, delayed_sources
 
 
 class RowKind(IntEnum):

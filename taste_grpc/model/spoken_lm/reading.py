@@ -81,7 +81,7 @@ class PromptReading:
             return False
         run, self._run = self._run, None
         if self.rows_left == 0:
-            last = (self._prompt.length - 1) % (self._grid or self._prompt.length)
+            last = (self._prompt.length - 1) % (self._grid or self._prompt.length)  # in the last piece
             self._generation = Generation(
                 slot=self._slot,
                 sampler=self._sampler,

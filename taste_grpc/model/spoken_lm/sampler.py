@@ -13,12 +13,12 @@ from enum import Enum, IntEnum
 from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from taste_grpc.errors import InvalidInputError
 from taste_grpc.model.arguments import check_integer, check_number
+from taste_grpc.model.layers.transfer import Bits
 from taste_grpc.model.random import CounterRandom, Stream, pick
 from taste_grpc.model.spoken_lm.candidates import Candidates, Floats, Integers, find_candidates
 from taste_grpc.model.text.tokens import TokenSets
@@ -153,7 +153,7 @@ def ban(logits: Tensor, samplers: Sequence[Sampler]) -> Tensor:
 
 def draw_texts(
     samplers: Sequence[Sampler], logits: Tensor, beside: Tensor | None = None
-) -> tuple[list[int], npt.NDArray[np.int32] | None]:
+) -> tuple[list[int], Bits | None]:
     """The next text id of each sampler given raw `logits` `[B, V]`; nothing is advanced.
 
     `beside` `[B, n]` int32 is fetched from the device together with the candidates, and returned.

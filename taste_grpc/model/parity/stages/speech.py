@@ -36,6 +36,17 @@ def _fixed_rows(stage: StageInput) -> Tensor:
     return _decoder(stage).llm_embedding.weight[row].reshape(1, 1, -1)
 
 
+def _encoded(run: str, affine: str, name: str) -> StageFunction:
+    def stage_function(stage: StageInput) -> Tensor:
+        decoder = _decoder(stage)
+        rows = getattr(decoder, run)(stage.arg(name))
+        rows.advance()
+        encoded: Tensor = getattr(decoder, affine)(rows.out)
+        return encoded
+
+    return stage_function
+
+
 def _words(stage: StageInput) -> Tensor:
     arguments = ("audio_unit_embeds", "audio_unit_lengths", "asr_token_ids", "asr_token_lengths")
     return _decoder(stage).encode_words(*(stage.arg(name) for name in arguments))[0]
@@ -78,7 +89,7 @@ def _cache(stage: StageInput) -> Tensor:
     decoder, rows = _decoder(stage), stage.arg("lm_input")
     cache = decoder.new_cache(1, rows.shape[1])
     decoder.llm.prefill(rows, [rows.shape[1]], cache, [0])
-    return cache.rows[:, 0]
+    return torch.cat([cache.keys, cache.values], dim=-1)[:, 0, :, : rows.shape[1]]
 
 
 def _steps_hidden(stage: StageInput) -> Tensor:
@@ -234,8 +245,8 @@ def _of(part: Callable[[StageInput], Any], method: str, *names: str) -> StageFun
 STAGES: dict[str, StageFunction] = {
     "speech_decoder.fixed_rows": _fixed_rows,
     "speech_decoder.speaker": _of(_decoder, "encode_speaker", "speaker_embeds"),
-    "speech_decoder.text_encoded": _of(_decoder, "encode_text", "asr_token_ids"),
-    "speech_decoder.audio_encoded": _of(_decoder, "encode_audio", "audio_unit_embeds"),
+    "speech_decoder.text_encoded": _encoded("text_run", "text_encoder_affine_layer", "asr_token_ids"),
+    "speech_decoder.audio_encoded": _encoded("audio_run", "audio_token_encoder_affine_layer", "audio_unit_embeds"),
     "speech_decoder.fused": _words,
     "speech_decoder.fused_lengths": lambda stage: _prompt_lengths(stage) - 3,
     "speech_decoder.lm_input": lambda stage: _prompt(stage)[0],
