@@ -90,7 +90,7 @@ def extend_mel(
     for mel in flow.euler_steps(noise, mu, flow.encode_speaker(speaker.to(device)), abort):  # noqa: B007
         yield mu.shape[1]
     fresh = mel[:, :, state.frame_count - first_frame :].float()
-    _fade_in(fresh[0], state.held.to(device), windowing.fade_frames)
+    fade_in(fresh[0], state.held.to(device), windowing.fade_frames)
     final = max(0, fresh.shape[2] - windowing.held_frames)
     state.held = fresh[0, :, final:].clone()
     state.frame_count += final
@@ -112,7 +112,7 @@ def units_for(flow: FlowMatching, frames: int) -> int:
     return flow.config.unit_of_frame(frames) + 2
 
 
-def _fade_in(fresh: Tensor, held: Tensor, fade_frames: int) -> None:
+def fade_in(fresh: Tensor, held: Tensor, fade_frames: int) -> None:
     """Let `held` fade out at the start of `fresh` `[mel_bins, T]`, in place."""
     count = min(fade_frames, held.shape[1], fresh.shape[1])
     if count:

@@ -1,0 +1,185 @@
+"""The loop of the model thread, with work that only counts."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from taste_grpc.engine.call_abort import CallAbort
+from taste_grpc.engine.model_loop import READ_AHEAD, ModelLoop
+from taste_grpc.errors import CallAbortedError, UnavailableError
+from taste_grpc.streaming.work import Emit, Slot, TextSlot, TextStep, Turn, UnitSlot, UnitStep, Work
+
+
+class CountingMachine:
+    """Steps that answer with how many took part, and a few slots."""
+
+    def __init__(self, slots: int = 2) -> None:
+        self.free = slots
+        self.together: list[int] = []
+
+    def text_steps(self, wants: Sequence[TextStep]) -> list[int]:
+        self.together.append(len(wants))
+        return [len(wants)] * len(wants)
+
+    def unit_steps(self, wants: Sequence[UnitStep]) -> list[int]:
+        return [want.unit + 1 for want in wants]
+
+    def slot(self, want: TextSlot | UnitSlot) -> Slot[Any] | None:
+        if not self.free:
+            return None
+        self.free -= 1
+        return Slot(None, 0, 1, self.give_back)  # type: ignore[arg-type]
+
+    def give_back(self) -> None:
+        self.free += 1
+
+
+@pytest.fixture
+def machine() -> CountingMachine:
+    return CountingMachine()
+
+
+@pytest_asyncio.fixture
+async def loop(machine: CountingMachine) -> AsyncIterator[ModelLoop]:
+    loop = ModelLoop()
+    loop.attach(machine)
+    yield loop
+    await asyncio.to_thread(loop.close)
+
+
+def talk(steps: int, *, emit: bool = True) -> Work[int]:
+    slot = yield TextSlot(1)
+    try:
+        total = 0
+        for _ in range(steps):
+            total += yield TextStep(slot, None)  # type: ignore[arg-type]
+            if emit:
+                yield Emit(total)
+    finally:
+        slot.release()
+    return total
+
+
+def endless(turns: list[int]) -> Work[None]:
+    while True:
+        turns.append(1)
+        yield Turn()
+
+
+async def test_work_runs_on_one_thread_of_its_own(loop: ModelLoop) -> None:
+    names = {await loop.run(lambda: threading.current_thread().name) for _ in range(5)}
+    assert names == {"taste-model"}
+
+
+async def test_what_talks_together_steps_together(loop: ModelLoop, machine: CountingMachine) -> None:
+    gate: Work[None] = hold()
+    holding = loop.submit(gate, CallAbort())
+    jobs = [loop.submit(talk(3, emit=False), CallAbort()) for _ in range(2)]
+    HELD.set()
+    # they begin one after the other, a turn each, and step together from then on
+    assert [await job.result for job in jobs] == [1 + 2 + 2, 2 + 2 + 1]
+    await holding.result
+    assert machine.together == [1, 2, 2, 1]
+    assert machine.free == 2
+
+
+HELD = threading.Event()
+
+
+def hold() -> Work[None]:
+    HELD.clear()
+    HELD.wait(10)
+    yield Turn()
+
+
+async def test_values_come_in_order_and_then_the_result(loop: ModelLoop) -> None:
+    async with loop.emitting(talk(50), CallAbort()) as job:
+        assert [value async for value in job.values()] == list(range(1, 51))
+        assert await job.result == 50
+
+
+async def test_a_reader_that_stops_stops_its_job_and_nobody_else(loop: ModelLoop, machine: CountingMachine) -> None:
+    async with loop.emitting(talk(1000), CallAbort()) as slow:
+        values = slow.values()
+        assert await anext(values) == 1
+        assert await loop.do(talk(40, emit=False), CallAbort()) >= 40
+        steps = len(machine.together)
+        await loop.run(lambda: None)  # a round has passed, and nothing moved
+        assert len(machine.together) == steps
+        seen = [await anext(values) for _ in range(READ_AHEAD + 3)]
+        assert seen == sorted(seen)
+    assert machine.free == 2
+
+
+async def test_who_waits_for_a_slot_gets_it_when_one_is_free(loop: ModelLoop, machine: CountingMachine) -> None:
+    jobs = [loop.submit(talk(4, emit=False), CallAbort()) for _ in range(5)]
+    results = await asyncio.gather(*(job.result for job in jobs))
+    assert len(results) == 5
+    assert max(machine.together) == 2
+    assert machine.free == 2
+
+
+async def test_giving_up_frees_what_is_held_before_it_returns(loop: ModelLoop, machine: CountingMachine) -> None:
+    turns: list[int] = []
+    abort = CallAbort()
+    job = loop.submit(endless(turns), abort)
+    await loop.run(lambda: None)
+    await loop.give_up(job)
+    after = len(turns)
+    await loop.run(lambda: None)
+    assert len(turns) == after
+    with pytest.raises(CallAbortedError):
+        await job.result
+
+
+async def test_a_cancelled_wait_leaves_nothing_running(loop: ModelLoop, machine: CountingMachine) -> None:
+    turns: list[int] = []
+    task = asyncio.create_task(loop.do(endless(turns), CallAbort()))
+    while not turns:
+        await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    after = len(turns)
+    await loop.run(lambda: None)
+    assert len(turns) == after
+
+
+async def test_an_error_reaches_the_caller_and_no_other(loop: ModelLoop) -> None:
+    def bad() -> Work[None]:
+        yield Turn()
+        raise ValueError("out of range")
+
+    other = loop.submit(talk(5, emit=False), CallAbort())
+    with pytest.raises(ValueError, match="out of range"):
+        await loop.do(bad(), CallAbort())
+    assert await other.result >= 5
+
+
+async def test_a_step_that_fails_fails_those_who_took_part(loop: ModelLoop, machine: CountingMachine) -> None:
+    def broken(wants: Sequence[TextStep]) -> list[int]:
+        raise RuntimeError("the step broke")
+
+    working, machine.text_steps = machine.text_steps, broken  # type: ignore[method-assign]
+    with pytest.raises(RuntimeError, match="the step broke"):
+        await loop.do(talk(3), CallAbort())
+    machine.text_steps = working  # type: ignore[method-assign]
+    assert await loop.do(talk(3, emit=False), CallAbort()) == 3
+    assert machine.free == 2
+
+
+async def test_closing_ends_what_is_under_way_and_refuses_what_comes() -> None:
+    loop = ModelLoop()
+    turns: list[int] = []
+    job = loop.submit(endless(turns), CallAbort())
+    await asyncio.to_thread(loop.close)
+    with pytest.raises(UnavailableError):
+        await job.result
+    with pytest.raises(UnavailableError):
+        await loop.run(lambda: None)
