@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Self, get_args
+from typing import Any, Self, get_args
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,8 @@ from transformers import PreTrainedTokenizerFast
 
 from taste_grpc.errors import CheckpointError, InvalidInputError
 from taste_grpc.model.abort import AbortCheck, never_abort
+from taste_grpc.model.audio_tower.extraction import ExtractedCodes, SpokenClips, extract_in_pieces
+from taste_grpc.model.audio_tower.pieces import Pieces, drain
 from taste_grpc.model.audio_tower.tower import AudioTower, AudioTowerOutput
 from taste_grpc.model.audio_tower.transfer import transfer_codes, word_start_mapping
 from taste_grpc.model.checkpoint.loading import SafetensorsSource, load_into, read_json
@@ -44,13 +46,6 @@ _LLAMA = "spoken_lm.language_model.base_model.model."
 _TIES = {_LLAMA + "lm_head.weight": _LLAMA + "model.embed_tokens.weight"}
 # stored in bfloat16 by the published checkpoint; everything else stays float32 at every dtype
 _REDUCED = ("audio_tower.audio_joint_encoder_segmenter.", "spoken_lm.language_model.")
-
-
-class ExtractedCodes(NamedTuple):
-    """Codes of an utterance, one row per Whisper token and one per text id (-1 where no word starts)."""
-
-    asr_indices: Tensor
-    llm_indices: Tensor
 
 
 class TasteForCausalLM(nn.Module):
@@ -158,21 +153,18 @@ class TasteForCausalLM(nn.Module):
         asr_word_ids: Tensor,
         abort: AbortCheck = never_abort,
     ) -> AudioTowerOutput:
-        """Run the audio tower; see `AudioTower.forward` for shapes and errors."""
-        if self.whisper_ids is None:
-            raise CheckpointError("the model was built without a Whisper tokenizer; use from_pretrained")
+        """Run the audio tower; see `AudioTower.in_pieces` for shapes and errors."""
         output: AudioTowerOutput = self.audio_tower(
-            audio_features.to(self.device),
-            audio_feature_lengths.to(self.device),
-            asr_token_ids.long().to(self.device),
-            asr_token_lengths.to(self.device),
-            asr_word_ids.to(self.device),
-            self.whisper_ids,
+            audio_features,
+            audio_feature_lengths,
+            asr_token_ids,
+            asr_token_lengths,
+            asr_word_ids,
+            self._special_ids,
             abort,
         )
         return output
 
-    @torch.inference_mode()
     def extract_vq(
         self,
         asr_token_ids: Tensor,
@@ -185,21 +177,32 @@ class TasteForCausalLM(nn.Module):
         audio_feature_lengths: Tensor,
         abort: AbortCheck = never_abort,
     ) -> ExtractedCodes:
-        """Codes of spoken words, given audio and text.
-
-        Args:
-            asr_token_ids: `[B, S]` Whisper tokens; lengths `[B]`; `asr_word_ids` `[B, S]`.
-            llm_token_ids: `[B, L]` text ids of the same words; lengths `[B]`; `llm_word_ids` `[B, L]`.
-            audio_features: `[B, F, bins]` log-mel; lengths `[B]`.
-        """
-        heard = self.hear(audio_features, audio_feature_lengths, asr_token_ids, asr_token_lengths, asr_word_ids, abort)
-        mapping = word_start_mapping(
-            asr_word_ids.to(self.device),
-            llm_word_ids.to(self.device),
-            asr_token_lengths.to(self.device),
-            llm_token_lengths.to(self.device),
+        """Codes of spoken words, given audio and text; see `SpokenClips`."""
+        clips = SpokenClips(
+            asr_token_ids,
+            asr_token_lengths,
+            asr_word_ids,
+            llm_token_ids,
+            llm_token_lengths,
+            llm_word_ids,
+            audio_features,
+            audio_feature_lengths,
         )
-        return ExtractedCodes(heard.quantized_indices, transfer_codes(heard.quantized_indices, mapping))
+        return drain(self.extract_vq_in_pieces(clips, abort=abort))
+
+    @torch.inference_mode()
+    def extract_vq_in_pieces(
+        self, clips: SpokenClips, *, rows: int | None = None, abort: AbortCheck = never_abort
+    ) -> Pieces[ExtractedCodes]:
+        """`extract_vq` in pieces of at most `rows` rows in one layer; None takes whole layers. See `AudioTower`."""
+        codes = yield from extract_in_pieces(self.audio_tower, clips, self._special_ids, rows=rows, abort=abort)
+        return codes
+
+    @property
+    def _special_ids(self) -> WhisperSpecialIds:
+        if self.whisper_ids is None:
+            raise CheckpointError("the model was built without a Whisper tokenizer; use from_pretrained")
+        return self.whisper_ids
 
     @torch.inference_mode()
     def speak(

@@ -52,7 +52,6 @@ class AudioTowerConfig:
             n_mels=self.n_mels,
             max_positions=self.max_source_positions,
             activation=self.decoder.activation,
-            attn_implementation=self.decoder.attn_implementation,
         )
 
     @classmethod

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from taste_grpc.model.abort import AbortCheck, never_abort
+from taste_grpc.model.audio_tower.pieces import Pieces, drain, row_spans
 from taste_grpc.model.tensor_shapes import TensorShapes
 
 IGNORED = -1
@@ -132,15 +134,32 @@ class ResidualVQ(nn.Module):
         )
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> QuantizerOutput:
+        """`in_pieces`, all at once."""
+        return drain(self.in_pieces(x, mask))
+
+    def in_pieces(
+        self, x: Tensor, mask: Tensor | None = None, *, rows: int | None = None, abort: AbortCheck = never_abort
+    ) -> Pieces[QuantizerOutput]:
         """Quantise `x` `[B, T, dim]`; rows where `mask` `[B, T]` is False get indices -1 and no code.
 
-        A row without a code is the bias of the output projection, not zero.
+        A row without a code is the bias of the output projection, not zero. A piece is at most `rows` rows; None
+        takes them all. `abort` is called before each.
         """
-        projected = self.project_in(x.to(self._dtype))
-        indices = self.indices_from_code(projected)
-        if mask is not None:
-            indices = indices.masked_fill(~mask[..., None], IGNORED)
-        return QuantizerOutput(self.output_from_indices(indices), indices, projected)
+        parts: list[QuantizerOutput] = []
+        for span in row_spans(x.shape[1], rows):
+            if parts:
+                yield
+            abort()
+            projected = self.project_in(x[:, span].to(self._dtype))
+            indices = self.indices_from_code(projected)
+            if mask is not None:
+                indices = indices.masked_fill(~mask[:, span, None], IGNORED)
+            parts.append(QuantizerOutput(self.output_from_indices(indices), indices, projected))
+        return QuantizerOutput(
+            torch.cat([part.quantized for part in parts], dim=1),
+            torch.cat([part.indices for part in parts], dim=1),
+            torch.cat([part.projected for part in parts], dim=1),
+        )
 
     def indices_from_code(self, code: Tensor) -> Tensor:
         """Indices `[..., Q]` int64 of `code` `[..., codebook_dim]`, which lies in the space of the tables already."""

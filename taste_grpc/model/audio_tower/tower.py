@@ -11,6 +11,7 @@ from taste_grpc.errors import InvalidInputError
 from taste_grpc.model.abort import AbortCheck, never_abort
 from taste_grpc.model.audio_tower.config import PREFIX_IDS, AudioTowerConfig
 from taste_grpc.model.audio_tower.encoder import AudioEncoder, EncoderStates
+from taste_grpc.model.audio_tower.pieces import Pieces, drain
 from taste_grpc.model.audio_tower.pooling_decoder import PoolingDecoder, PoolingDecoderConfig
 from taste_grpc.model.audio_tower.rvq import ResidualVQ, VectorQuantizer
 from taste_grpc.model.audio_tower.word_average import average_words
@@ -57,7 +58,7 @@ class JointEncoderSegmenter(nn.Module):
 
     def __init__(self, config: AudioTowerConfig) -> None:
         super().__init__()
-        self.audio_encoder = AudioEncoder(config.whisper, config.value_layer)
+        self.audio_encoder = AudioEncoder(config.whisper, config.value_layer, config.decoder.attn_implementation)
         self.audio_segmenter = _Segmenter(config.decoder)
 
 
@@ -85,6 +86,31 @@ class AudioTower(nn.Module):
         special_ids: WhisperSpecialIds,
         abort: AbortCheck = never_abort,
     ) -> AudioTowerOutput:
+        """`in_pieces`, each layer whole, all at once."""
+        return drain(
+            self.in_pieces(
+                audio_features,
+                audio_feature_lengths,
+                asr_token_ids,
+                asr_token_lengths,
+                asr_word_ids,
+                special_ids,
+                abort=abort,
+            )
+        )
+
+    def in_pieces(
+        self,
+        audio_features: Tensor,
+        audio_feature_lengths: Tensor,
+        asr_token_ids: Tensor,
+        asr_token_lengths: Tensor,
+        asr_word_ids: Tensor,
+        special_ids: WhisperSpecialIds,
+        *,
+        rows: int | None = None,
+        abort: AbortCheck = never_abort,
+    ) -> Pieces[AudioTowerOutput]:
         """Quantise the speech of each word.
 
         Args:
@@ -95,7 +121,8 @@ class AudioTower(nn.Module):
             asr_token_lengths: `[B]` tokens of each row, at most S.
             asr_word_ids: `[B, S]` the word each token belongs to, from 0; padded with 0.
             special_ids: of the recogniser's tokenizer.
-            abort: called before each layer.
+            rows: a piece is one layer for at most so many of the 1500 rows of each clip; None takes them all.
+            abort: called before each piece.
 
         Raises:
             InvalidInputError: names the argument with a wrong shape, too many frames or tokens,
@@ -103,16 +130,19 @@ class AudioTower(nn.Module):
         """
         self._check(audio_features, audio_feature_lengths, asr_token_ids, asr_token_lengths, asr_word_ids)
         joint = self.audio_joint_encoder_segmenter
-        decoder_input_ids = _decoder_input(asr_token_ids, asr_token_lengths, special_ids)
-        states: EncoderStates = joint.audio_encoder(audio_features, abort)
-        hidden: Tensor = joint.audio_segmenter.decoder(decoder_input_ids, states, abort)
-        word_averaged = average_words(hidden[:, PREFIX_IDS:], asr_word_ids, asr_token_lengths + 1)
-        abort()
-        positions = torch.arange(asr_token_ids.shape[1], device=asr_token_ids.device)
-        quantized = self.rvq(word_averaged[:, :-1], positions < asr_token_lengths[:, None])
+        device = joint.audio_segmenter.decoder.embed_tokens.weight.device
+        token_ids, lengths, words = (
+            given.to(device) for given in (asr_token_ids.long(), asr_token_lengths, asr_word_ids)
+        )
+        decoder_input_ids = _decoder_input(token_ids, lengths, special_ids)
+        states = yield from joint.audio_encoder.in_pieces(audio_features.to(device), rows=rows, abort=abort)
+        hidden = yield from joint.audio_segmenter.decoder.in_pieces(decoder_input_ids, states, rows=rows, abort=abort)
+        word_averaged = average_words(hidden[:, PREFIX_IDS:], words, lengths + 1)
+        mask = torch.arange(token_ids.shape[1], device=device) < lengths[:, None]
+        quantized = yield from self.rvq.in_pieces(word_averaged[:, :-1], mask, rows=rows, abort=abort)
         return AudioTowerOutput(
             audio_unit_embeds=quantized.quantized,
-            audio_unit_lengths=asr_token_lengths,
+            audio_unit_lengths=lengths,
             quantized_indices=quantized.indices,
             decoder_input_ids=decoder_input_ids,
             states=states,
