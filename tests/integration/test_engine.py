@@ -7,8 +7,10 @@ import itertools
 import json
 import threading
 import zlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -51,7 +53,7 @@ def clip(seconds: float = 1.0, rate_hz: int = 16_000) -> Waveform:
 
 def words(engine: LocalEngine, text: str, seed: int = 0) -> SegmentInput:
     """A spoken segment in token form, with made-up codes."""
-    ids, word_ids = engine._hearing.words(text)
+    ids, word_ids = engine._started.hearing.words(text)
     rng = np.random.default_rng(seed)
     codes = np.full((len(ids), engine.info.vq_dim), -1, np.int64)
     for i, word in enumerate(word_ids):
@@ -166,16 +168,64 @@ async def test_a_cancelled_task_leaves_no_call_behind(engine: LocalEngine) -> No
 
 
 async def test_a_new_call_speaks_on_where_a_segment_ended(engine: LocalEngine) -> None:
-    first, second = words(engine, "good morning", 1), words(engine, "little robot", 2)
+    segments = [words(engine, f"good morning little robot number {number}", number) for number in range(3)]
     config = DetokenizeConfig(speaker_embedding=SPEAKER, seed=9, out_sample_rate_hz=24_000)
+    whole = await spoken(engine, config, *segments)
+    assert [chunk.segment_index for chunk in whole] == [0, 1, 2]
+    assert all(chunk.is_final for chunk in whole)
+    resumed = await spoken(engine, DetokenizeConfig(resume_state=whole[0].resume_state), *segments[1:])
+    for chunk, same in zip(resumed, whole[1:], strict=True):
+        assert np.array_equal(chunk.samples, same.samples)
+        assert chunk.first_sample == same.first_sample
+        assert chunk.speech_ids.tolist() == same.speech_ids.tolist()
+        assert chunk.sample_rate_hz == 24_000
+
+
+async def test_speech_that_was_ended_may_go_on_without_losing_or_repeating_a_sample(engine: LocalEngine) -> None:
+    first, second = words(engine, "good morning little robot", 1), words(engine, "how are you", 2)
+    config = DetokenizeConfig(speaker_embedding=SPEAKER, seed=9)
     whole = await spoken(engine, config, first, second)
-    begun = await spoken(engine, config, first)
-    resumed = await spoken(engine, DetokenizeConfig(resume_state=begun[0].resume_state), second)
-    assert np.array_equal(begun[0].samples, whole[0].samples)
-    assert np.array_equal(resumed[0].samples, whole[1].samples)
-    assert resumed[0].first_sample == whole[1].first_sample == len(whole[0].samples)
-    assert resumed[0].sample_rate_hz == 24_000
-    assert resumed[0].speech_ids.tolist() == whole[1].speech_ids.tolist()
+    (begun,) = await spoken(engine, config, first)
+    (resumed,) = await spoken(engine, DetokenizeConfig(resume_state=begun.resume_state), second)
+    assert len(begun.samples) > len(whole[0].samples)  # nothing is held back where a call ends
+    assert resumed.first_sample == len(begun.samples)
+    assert len(begun.samples) + len(resumed.samples) == sum(len(chunk.samples) for chunk in whole)
+
+
+async def test_what_arrives_too_late_is_not_waited_for(engine: LocalEngine) -> None:
+    """A caller that waits for a segment's end gets all of its audio, and the end, before it sends the next one."""
+    heard = asyncio.Event()
+    given = [words(engine, "good morning little robot", 1), words(engine, "how are you", 2)]
+
+    async def one_by_one() -> AsyncIterator[SegmentInput]:
+        for segment in given:
+            yield segment
+            await heard.wait()
+            heard.clear()
+
+    chunks = []
+    async for chunk in engine.detokenize(DetokenizeConfig(speaker_embedding=SPEAKER, seed=9), one_by_one()):
+        chunks.append(chunk)
+        if chunk.is_final:
+            heard.set()
+    assert [chunk.index for chunk in chunks] == list(range(len(chunks)))
+    finals = [chunk for chunk in chunks if chunk.is_final]
+    assert [chunk.segment_index for chunk in finals] == [0, 1]
+    positions = np.cumsum([0, *(len(chunk.samples) for chunk in chunks)])
+    assert [chunk.first_sample for chunk in chunks] == positions[:-1].tolist()
+    assert len(finals[0].samples) > 0
+
+
+async def test_a_long_segment_leaves_phrase_by_phrase(engine: LocalEngine) -> None:
+    segment = words(engine, "good morning to you, little robot, it is a very fine day today and we go out")
+    config = DetokenizeConfig(speaker_embedding=SPEAKER, seed=9)
+    chunks = await spoken(engine, config, segment)
+    assert len(chunks) > 2
+    assert [chunk.is_final for chunk in chunks] == [False] * (len(chunks) - 1) + [True]
+    (at_once,) = await spoken(engine, replace(config, max_chunk_words=64), words(engine, "good morning to you"))
+    assert at_once.is_final
+    shown = await spoken(engine, replace(config, look_ahead_words=3), segment)
+    assert shown[0].speech_ids.tolist() != chunks[0].speech_ids.tolist()
 
 
 async def test_a_reference_clip_gives_the_voice(engine: LocalEngine) -> None:
@@ -192,7 +242,7 @@ async def test_a_reference_clip_gives_the_voice(engine: LocalEngine) -> None:
         (b"", "damaged"),
         (b"junk", "not a resume state"),
         (zlib.compress(b"{}"), "not a resume state of this version"),
-        (zlib.compress(b'{"version": 2}'), "version"),
+        (zlib.compress(b'{"version": 3}'), "version"),
         (zlib.compress(b" " * 50_000_000), "damaged or too large"),
         (b"x" * 300_000, "at most"),
     ],
@@ -290,37 +340,58 @@ async def test_text_with_too_many_tokens_is_blamed_on_the_text(engine: LocalEngi
     assert caught.value.field == "text"
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"taste_ids": [[1, 2, 3, 4], [1]]},
-        {"taste_ids": [[1, 2, 3, 99]], "text_ids": [300], "word_ids": [0]},
-        {"text_ids": [10**6], "word_ids": [0], "taste_ids": [[1, 2, 3, 4]]},
-        {"speech_ids": [10**6]},
-        {"speaker": [1.0, 2.0]},
-        {"text_ids": [300] * 2000, "word_ids": list(range(2000)), "taste_ids": [[1, 2, 3, 4]] * 2000},
-    ],
-)
-async def test_a_state_that_does_not_fit_the_model_is_refused(engine: LocalEngine, changes: dict[str, list]) -> None:
+Change = Callable[[dict[str, Any]], Any]
+
+FORGERIES: dict[str, Change] = {
+    "unit of another model": lambda state: state["window"][0]["units"].append(10**6),
+    "token of another model": lambda state: state["window"][0]["ids"].__setitem__(0, 10**6),
+    "code above the codebook": lambda state: state["window"][0]["codes"].__setitem__(0, [1, 2, 3, 99]),
+    "row of another width": lambda state: state["window"][0]["codes"].__setitem__(0, [1]),
+    "word without codes": lambda state: state["window"][0]["word_ids"].__setitem__(-1, 40),
+    "words out of order": lambda state: state["window"][0]["word_ids"].reverse(),
+    "voice of another width": lambda state: state["speaker"].update(shape=[2], data="AAAAAAAAAAA="),
+    "voice that is no number": lambda state: state["speaker"].update(data="AADAfw==" * 192, shape=[192]),
+    "bytes that are no array": lambda state: state["mel"]["held"].update(data="!!"),
+    "frames that are not there": lambda state: state["mel"].update(frame_count=10**6),
+    "waveform ahead of its mel": lambda state: state["wave"].update(frame_count=10**6),
+    "history of another stream": lambda state: state["resampler"].update(start=state["resampler"]["start"] + 441),
+    "more units than there were": lambda state: state.update(unit_count=1),
+    "too long a window": lambda state: state.update(window=state["window"] * 9),
+    "unknown field": lambda state: state.update(surprise=1),
+    "another version": lambda state: state.update(version=1),
+}
+
+
+@pytest.mark.parametrize("forgery", FORGERIES)
+async def test_a_state_that_does_not_fit_the_model_is_refused(engine: LocalEngine, forgery: str) -> None:
     config = DetokenizeConfig(speaker_embedding=SPEAKER, seed=9)
     (chunk,) = await spoken(engine, config, words(engine, "good morning"))
     assert chunk.resume_state is not None
-    content = json.loads(zlib.decompress(chunk.resume_state)) | changes
+    content = json.loads(zlib.decompress(chunk.resume_state))
+    FORGERIES[forgery](content)
     forged = zlib.compress(json.dumps(content).encode())
     with pytest.raises(InvalidInputError) as caught:
         await spoken(engine, DetokenizeConfig(resume_state=forged), words(engine, "good morning"))
     assert caught.value.field == "resume_state"
 
 
-async def test_an_utterance_has_a_greatest_length(engine: LocalEngine) -> None:
-    many = words(engine, "good " * 1100)
-    with pytest.raises(InvalidInputError, match="1024") as caught:
-        await spoken(engine, DetokenizeConfig(speaker_embedding=SPEAKER), many)
+async def test_a_word_has_a_greatest_length(engine: LocalEngine) -> None:
+    given = words(engine, "good")
+    assert given.text_ids is not None
+    assert given.taste_ids is not None
+    long = replace(
+        given,
+        text_ids=np.repeat(given.text_ids[:1], 300),
+        word_ids=np.zeros(300, np.int64),
+        taste_ids=np.concatenate([given.taste_ids[:1], np.full((299, given.taste_ids.shape[1]), -1)]),
+    )
+    with pytest.raises(InvalidInputError, match="256") as caught:
+        await spoken(engine, DetokenizeConfig(speaker_embedding=SPEAKER), long)
     assert caught.value.field == "segment.tokens.text_ids"
 
 
 async def test_a_cancelled_task_waits_for_the_work_that_has_begun() -> None:
-    thread, abort = ModelThread(), CallAbort()
+    thread, abort = ModelThread("test"), CallAbort()
     begun, release = threading.Event(), threading.Event()
     stopped: list[bool] = []
 

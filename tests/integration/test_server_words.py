@@ -72,7 +72,7 @@ async def test_a_replaced_word_keeps_its_codes_and_sounds_different(live: Live):
     (after,) = await speak(live, in_words(words))
     assert after.audio != before.audio
     # the same as what a client with a tokenizer would send: new ids, the old word's codes
-    ids, word_ids = live.engine._hearing.words("good evening, everyone: it's 9 o'clock")
+    ids, word_ids = live.engine._started.hearing.words("good evening, everyone: it's 9 o'clock")
     rows = np.full((len(ids), live.engine.info.vq_dim), -1)
     for index, word in enumerate(words):
         rows[word_ids.index(index)] = word.taste_tokens.codes.ids
