@@ -27,9 +27,10 @@ from taste_grpc.engine.protocol import (
 from taste_grpc.errors import InvalidInputError, UnsupportedByModelError
 from taste_grpc.model.processor import MODEL_SAMPLE_RATE_HZ
 from taste_grpc.model.text.words import derive_word_ids, encode_words, split_words, written_word_ids, written_words
-from taste_grpc.streaming import TASTESegment, taste_tokenize
-from taste_grpc.streaming.tokenize import asr_tokens
+from taste_grpc.streaming import TASTESegment
+from taste_grpc.streaming.tokenize import asr_tokens, tokenize_in_pieces
 
+_PIECE_ROWS = 256  # of the audio tower's 1500, before others get their turn
 _MIN_SPEAKER_SAMPLES = 400  # one frame of the speaker front end
 
 
@@ -68,18 +69,25 @@ class _Fragment:
 class Hearing:
     """Recognition and tokenizing for the calls of one engine.
 
-    The coroutines run on the event loop; what needs the model they hand to its thread, all else to the recogniser's.
+    The coroutines run on the event loop; what needs the model they hand to its thread, all else to
+    the recogniser's and to one for audio.
 
     Attributes:
         work: counts the pieces of model work, by the part of the model that did them.
     """
 
     def __init__(
-        self, loaded: LoadedModel, model_loop: ModelLoop, asr_thread: ModelThread, max_text_tokens: int
+        self,
+        loaded: LoadedModel,
+        model_loop: ModelLoop,
+        asr_thread: ModelThread,
+        audio_thread: ModelThread,
+        max_text_tokens: int,
     ) -> None:
         self._loaded = loaded
         self._model_loop = model_loop
         self._asr_thread = asr_thread
+        self._audio_thread = audio_thread
         self._max_text_tokens = max_text_tokens
         self.work: Counter[str] = Counter()
 
@@ -120,7 +128,7 @@ class Hearing:
 
     async def at_model_rate(self, audio: Waveform, abort: CallAbort) -> Float32Array:
         """Samples of `audio` at the rate the model listens to."""
-        return await self._asr_thread.run(
+        return await self._audio_thread.run(
             lambda: resample(audio.samples, audio.sample_rate_hz, MODEL_SAMPLE_RATE_HZ), abort, wait=False
         )
 
@@ -165,24 +173,13 @@ class Hearing:
         self, samples: Float32Array, ids: list[int], words: list[int], abort: CallAbort, blame: str = "text"
     ) -> Int64Array:
         """Codes `[S, vq_dim]` of the words spoken in 16 kHz `samples`; errors of the words name the field `blame`."""
-        loaded = self._loaded
-
-        def tokenize() -> Int64Array:
-            asr_tokens(loaded.model, loaded.processor, ids, words)
-            self.work["audio_tower"] += 1
-            rows = taste_tokenize(
-                loaded.model,
-                loaded.processor,
-                torch.from_numpy(samples)[None],
-                torch.tensor([ids]),
-                word_ids=torch.tensor([words]),
-                abort=abort,
-            )
-            codes: Int64Array = rows[0].numpy()
-            return codes
-
+        model, processor = self._loaded.model, self._loaded.processor
         try:
-            return await self._model_loop.run(tokenize, abort)
+            await self._model_loop.run(partial(asr_tokens, model, processor, ids, words), abort)
+            self.work["audio_tower"] += 1
+            features = await self._audio_thread.run(partial(processor.features, samples), abort, wait=False)
+            pieces = tokenize_in_pieces(model, processor, features, ids, words, rows=_PIECE_ROWS, abort=abort)
+            return (await self._model_loop.do(pieces, abort))[0].numpy()
         except InvalidInputError as error:
             raise _blamed(error, blame) from None
 
@@ -191,7 +188,7 @@ class Hearing:
         padded = np.pad(samples, (0, max(0, _MIN_SPEAKER_SAMPLES - len(samples))))
         encoder = self._loaded.processor.speaker_encoder
         self.work["speaker_encoder"] += 1
-        return await self._asr_thread.run(lambda: encoder.embed([padded]), abort, wait=False)
+        return await self._audio_thread.run(lambda: encoder.embed([padded]), abort, wait=False)
 
     async def segment(self, given: SegmentInput, where: str, abort: CallAbort) -> TASTESegment:
         """A segment in token form, whatever form it came in; errors name fields below `where`."""

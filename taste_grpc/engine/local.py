@@ -90,6 +90,7 @@ class LocalEngine:
         self.settings = settings or EngineSettings()
         self._loop = ModelLoop()
         self._asr_thread = ModelThread("taste-asr")
+        self._audio_thread = ModelThread("taste-audio")
         self._calls = Calls(self.settings.admission)
         self._state: _Started | None = None
         self._prefill_tokens = self._speech_units = 0
@@ -110,7 +111,8 @@ class LocalEngine:
         loaded, machine = await self._loop.run(self._load)
         self._loop.attach(machine)
         await self._loop.do(_warm_up(loaded), CallAbort())
-        hearing = Hearing(loaded, self._loop, self._asr_thread, self.settings.max_text_tokens)
+        threads = (self._loop, self._asr_thread, self._audio_thread)
+        hearing = Hearing(loaded, *threads, self.settings.max_text_tokens)
         self._state = _Started(loaded, machine, hearing)
 
     def _load(self) -> tuple[LoadedModel, SharedMachine]:
@@ -225,7 +227,7 @@ class LocalEngine:
         Calls that are aborted end in UnavailableError. A second drain may shorten the grace of the first.
         """
         await self._calls.drain(grace_s)
-        for thread in (self._loop, self._asr_thread):
+        for thread in (self._loop, self._asr_thread, self._audio_thread):
             await asyncio.to_thread(thread.close)
 
 
