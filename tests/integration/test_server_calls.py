@@ -34,7 +34,9 @@ async def test_model_info_tells_everything():
 
 
 async def test_limits_are_those_of_the_settings():
-    async with live_server(RecordingEngine(), limits={"max_segments": 1, "max_audio_ms": 400, "max_idle_ms": 5}) as live:
+    async with live_server(
+        RecordingEngine(), limits={"max_segments": 1, "max_audio_ms": 400, "max_idle_ms": 5}
+    ) as live:
         info = await live.stub.GetModelInfo(taste_pb2.GetModelInfoRequest())
         assert (info.limits.max_segments, info.limits.max_audio_ms, info.limits.max_idle_ms) == (1, 400, 5)
         two = taste_pb2.GenerateRequest(segments=[messages.text_segment()] * 2)
@@ -84,6 +86,16 @@ async def test_generate_passes_settings_on_and_unset_ones_keep_their_defaults():
     assert [list(result.segment.tokens.words) for result in results[:4]] == [["word"]] * 4
     assert not results[-1].HasField("segment")
     assert results[-1].completion_reason == taste_pb2.COMPLETION_REASON_SEGMENT_END
+
+
+async def test_defaults_give_way_to_limits():
+    limits = {"max_length": 7, "max_extra_words": 3, "min_sample_rate_hz": 24_000}
+    async with live_server(RecordingEngine(), limits=limits) as live:
+        await live.stub.Generate(messages.generate_request()).read()
+        await live.stub.Detokenize(iter(messages.detokenize_requests())).read()
+        generate, config, _ = live.engine.requests
+    assert (generate.max_length, generate.extra_words) == (7, 3)
+    assert config.out_sample_rate_hz == 24_000
 
 
 async def test_words_are_passed_on_with_their_codes_and_ids():
