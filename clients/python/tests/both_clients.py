@@ -9,6 +9,9 @@ from typing import Any
 
 from taste_grpc_client import AsyncTasteClient
 
+MakeClient = Callable[..., Any]
+"""Makes a client of one of the two kinds from a target and options."""
+
 _WAIT_S = 60.0
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from concurrent import futures
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -162,3 +164,24 @@ def response(audio: bytes, index: int) -> taste_pb2.DetokenizeResponse:
 
 def _event() -> threading.Event:
     return threading.Event()
+
+
+def start_server(
+    servicer: FakeServicer,
+    stack: ExitStack,
+    *,
+    credentials: grpc.ServerCredentials | None = None,
+    interceptor: grpc.ServerInterceptor | None = None,
+) -> int:
+    """Port of a server that runs until `stack` is closed."""
+    pool = stack.enter_context(futures.ThreadPoolExecutor(max_workers=8))
+    # The limit of the real one.
+    interceptors = [interceptor] if interceptor else []
+    server = grpc.server(pool, interceptors=interceptors, options=[("grpc.max_receive_message_length", 16 << 20)])
+    taste_pb2_grpc.add_TasteServiceServicer_to_server(servicer, server)
+    where = "127.0.0.1:0"
+    port = server.add_secure_port(where, credentials) if credentials else server.add_insecure_port(where)
+    server.start()
+    stack.callback(lambda: server.stop(None).wait())
+    stack.callback(servicer.hold.set)
+    return port

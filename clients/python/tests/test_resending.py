@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from both_clients import MakeClient
 from closing_server import ClosingServer
-from conftest import MakeClient
 from fake_server import FakeServicer, Refusals
 
 from taste_grpc_client import Retry, text_segment

@@ -8,8 +8,8 @@ from typing import Any
 
 import grpc
 import pytest
-from conftest import MakeClient, start_server
-from fake_server import FakeServicer, Refusals
+from both_clients import MakeClient
+from fake_server import FakeServicer, Refusals, start_server
 from google.rpc import code_pb2
 
 from taste.v1 import common_pb2

@@ -10,9 +10,9 @@ from typing import Any
 
 import grpc
 import pytest
+from both_clients import MakeClient
 from certificates import Authority
-from conftest import MakeClient, start_server
-from fake_server import FakeServicer
+from fake_server import FakeServicer, start_server
 
 from taste_grpc_client import Retry, TasteClient, TasteClientError, Tls, TlsError, UnavailableError, text_segment
 from taste_grpc_client.security import is_local

@@ -63,9 +63,10 @@ async def test_the_end_of_an_attempt_does_not_disturb_what_the_segments_are_doin
 
 
 async def test_closing_cancels_what_the_segments_are_doing() -> None:
-    stopped = asyncio.Event()
+    started, stopped = asyncio.Event(), asyncio.Event()
 
     async def segments() -> AsyncIterator[Segment]:
+        started.set()
         try:
             await asyncio.Event().wait()
         finally:
@@ -76,7 +77,7 @@ async def test_closing_cancels_what_the_segments_are_doing() -> None:
     attempt = aiter(requests)
     assert text(await anext(attempt)) == "config"
     waiting = asyncio.ensure_future(anext(attempt, None))
-    await asyncio.sleep(0)
+    await started.wait()
     requests.close()
     assert await waiting is None
     assert stopped.is_set()

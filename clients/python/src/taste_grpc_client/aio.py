@@ -105,7 +105,7 @@ class AsyncResultStream(Generic[_T]):
             try:
                 message = await anext(self._messages)
             except StopAsyncIteration:
-                self._state.ended = True
+                self._state.finish()
             except grpc.aio.AioRpcError as error:
                 status = self._status.parts or (error.code(), error.details() or "", error.trailing_metadata())
                 await self._begin_again(self._state.failure(self._error_of(*status)))

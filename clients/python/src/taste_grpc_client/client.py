@@ -67,7 +67,7 @@ class ResultStream(Generic[_T]):
             try:
                 message: _T = next(self._call)
             except StopIteration:
-                self._state.ended = True
+                self._state.finish()
             except grpc.RpcError as error:
                 failure = self._state.failure(self._error_of(error))
                 self._begin_again(failure)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
+from contextlib import nullcontext
 from typing import TypeAlias
 
 from taste.v1.common_pb2 import Segment
@@ -63,6 +64,7 @@ class SpokenRequests:
         self._room -= request.ByteSize()
 
     def _hand_over(self, place: int) -> DetokenizeRequest | None:
+        """The request at `place`; None when it was handed over already and is not kept."""
         request = self._taken[place]
         if not self.can_repeat:
             self._taken[place] = None
@@ -80,21 +82,24 @@ class BlockingRequests(SpokenRequests):
 
     def __init__(self, config: DetokenizeConfig, segments: AnySpoken, keep_bytes: int) -> None:
         super().__init__(config, segments, keep_bytes)
+        self._source: Iterator[Segment | SpokenText] | None = None
         # Held while the caller's iterable is asked: also by the thread of an attempt that has failed meanwhile, whose
         # segment then goes to the next attempt.
         self._asking = threading.Lock()
-        self._source: Iterator[Segment | SpokenText] | None = None
+        # Held while a request is handed over, so that it is to the newest attempt.
+        self._handing = threading.Lock()
 
     def __iter__(self) -> Iterator[DetokenizeRequest]:
-        attempt, place = self._begin(), 0
+        with self._handing:
+            attempt = self._begin()
+        place = 0
         while True:
-            with self._asking:
+            with self._asking if place == len(self._taken) else nullcontext():
                 if attempt == self._attempt and place == len(self._taken) and not self._exhausted:
                     self._ask()
-                if attempt != self._attempt or place == len(self._taken):
-                    return
-                request = self._hand_over(place)
-            if request is None:  # settled, so there is no attempt that could want it
+            with self._handing:
+                request = self._hand_over(place) if attempt == self._attempt and place < len(self._taken) else None
+            if request is None:
                 return
             yield request
             place += 1
@@ -131,7 +136,7 @@ class AsyncRequests(SpokenRequests):
             if attempt != self._attempt or place == len(self._taken):
                 return
             request = self._hand_over(place)
-            if request is None:  # settled, so there is no attempt that could want it
+            if request is None:
                 return
             yield request
             place += 1

@@ -41,6 +41,12 @@ class StreamState(Generic[_T]):
             self.requests.settle()
         return self._convert(message) if self._convert else message
 
+    def finish(self) -> None:
+        """The call has ended well. Raises what the requests failed with, if the server took that for their end."""
+        self.ended = True
+        if self.requests is not None and self.requests.failure is not None:
+            raise self.requests.failure from None
+
     def failure(self, error: TasteClientError) -> BaseException:
         """Why an attempt that ended with `error` has failed."""
         if self.requests is not None and self.requests.failure is not None:
