@@ -31,6 +31,7 @@ from tests.support.recipes import (
     read_recipes,
     recipe_pages,
     run_page,
+    update,
 )
 
 RECIPES = {page.name: read_recipes(page) for page in recipe_pages()}
@@ -278,3 +279,90 @@ def test_sizes_of_the_published_checkpoint(dtype: str, column: int) -> None:
     for size, cells in zip(computed, rows, strict=True):
         number, unit = cells[column].strip("| ").split()
         assert round(size / 2 ** units[unit], len(number.partition(".")[2])) == float(number), cells[0]
+
+
+# --- the machinery itself ------------------------------------------------------------------------------------
+
+PAGE = """<!-- recipes -->
+```sh
+word=kept; echo "$word" && false
+```
+
+```text
+stale
+```
+
+```sh
+echo "$word"
+```
+
+<!-- recipe: exit=3 -->
+```python
+import sys; print("out"); sys.exit(3)
+```
+
+<!-- recipe: needs=no-such-program -->
+```sh
+no-such-program
+```
+
+```python
+print([1] * 20)
+```
+"""
+
+
+def test_outputs_are_renewed_but_not_those_of_failures(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(PAGE, encoding="utf-8")
+    recipes = read_recipes(page)
+    assert [(recipe.line, recipe.status, recipe.missing) for recipe in recipes] == [
+        (3, 0, ""),
+        (11, 0, ""),
+        (16, 3, ""),
+        (21, 0, "no-such-program"),
+        (25, 0, ""),
+    ]
+    outcomes = run_page(recipes, {}, tmp_path)
+    assert outcomes["page.md:3"] == Outcome("kept", 1)
+    assert outcomes["page.md:16"].status == 3
+    assert update(page, recipes, outcomes) == 3
+    again = read_recipes(page)
+    assert [recipe.output.splitlines()[:1] for recipe in again] == [
+        ["stale"],
+        ["kept"],
+        ["out"],
+        [],
+        ["[1, 1, 1, 1, 1, 1, 1, 1, … 12 more]"],
+    ]
+    assert update(page, again, run_page(again, {}, tmp_path)) == 0
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ('"elapsedMs": 1.5,', '"elapsedMs": 17.25,'),
+        ('"stagesMs": {\n "decode": 3\n}', '"stagesMs": {\n "decode": 4, "prefill": 1\n}'),
+        ("12:34:56.789 INFO", "01:02:03.004 INFO"),
+        (f'"requestId": "{"0a" * 16}"', f'"requestId": "{"1b" * 16}"'),
+        ("peer=ipv4:127.0.0.1:1234 code=OK", "peer=ipv4:127.0.0.1:5 code=OK"),
+        ("[0.123456, -0.0011]", "[0.123457, 0.0012]"),
+    ],
+)
+def test_what_differs_from_run_to_run_is_not_compared(one: str, other: str) -> None:
+    assert comparable(one) == comparable(other)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ('"audioMs": 1500', '"audioMs": 1400'),
+        ('"textIds": [476]', '"textIds": [477]'),
+        ("code=OK", "code=INTERNAL"),
+        ('"chunkDurationMs": 452.8125', '"chunkDurationMs": 480'),
+        ('"audio": "nf3G… (14490 bytes)"', '"audio": "nf3G… (14491 bytes)"'),
+        ("[0.123456]", "[0.223456]"),
+    ],
+)
+def test_what_matters_is_compared(one: str, other: str) -> None:
+    assert comparable(one) != comparable(other)

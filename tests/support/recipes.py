@@ -41,8 +41,8 @@ _TIMEOUT_S = 60.0
 class Recipe:
     """A fence that is run.
 
-    `output` is what the page says it prints; it stands in the lines `output_lines` (first, end) of the
-    page, counted from 0, fence lines not included. When both are the same, there is no such fence yet.
+    `output` is what the page says it prints; its fence, with the blank lines before it, is in the lines
+    `output_lines` (first, end) of the page, counted from 0. When both are the same, there is none yet.
     """
 
     page: str
@@ -114,7 +114,7 @@ def read_recipes(page: Path) -> list[Recipe]:
         recipe = _with_directive(Recipe(page.name, block.first + 1, block.language, block.text), block.directive)
         after = block.end + 1
         if following and following.language == "text" and not "".join(lines[after : following.first - 1]).strip():
-            recipe = replace(recipe, output=following.text, output_lines=(following.first, following.end))
+            recipe = replace(recipe, output=following.text, output_lines=(after, following.end + 1))
         else:
             recipe = replace(recipe, output_lines=(after, after))
         found.append(recipe)
@@ -205,6 +205,8 @@ for line in sys.stdin:
     with open(f"{path}.out", "w", encoding="utf-8") as out, contextlib.redirect_stdout(out):
         try:
             exec(compile(path.read_text(encoding="utf-8"), path.name, "exec"), names)
+        except SystemExit as end:
+            status = int(end.code or 0)
         except BaseException:
             status = 1
             traceback.print_exc(file=out)
@@ -315,8 +317,7 @@ def update(page: Path, recipes: list[Recipe], outcomes: Mapping[str, Outcome]) -
             continue
         changed += 1
         first, end = recipe.output_lines
-        new = done.output.splitlines()
-        lines[first:end] = new if end > first else ["", "```text", *new, "```"]
+        lines[first:end] = ["", "```text", *done.output.splitlines(), "```"] if done.output else []
     page.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return changed
 
