@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import soundfile
 
-from taste_grpc.audio.container import missing_wav_bytes, ogg_is_whole
+from taste_grpc.audio.container import container_of, missing_wav_bytes, ogg_is_whole
 from taste_grpc.audio.waveform import Float32Array, Waveform
 from taste_grpc.errors import InvalidInputError, InvalidTypeError, type_name
 
@@ -139,6 +139,7 @@ def _decode_raw(data: bytes, encoding: Encoding, channels: int, rate_hz: int, ma
 
 def _decode_container(data: bytes, encoding: Encoding, max_ms: int) -> tuple[Float32Array, int]:
     """(`[T, channels]` float32, rate)."""
+    _check_magic(data, encoding)
     try:
         with soundfile.SoundFile(io.BytesIO(data)) as file:
             _check_header(file, encoding)
@@ -153,6 +154,14 @@ def _decode_container(data: bytes, encoding: Encoding, max_ms: int) -> tuple[Flo
         raise _too_long(max(expected, len(frames)) / rate_hz, max_ms)
     _check_whole(data, encoding, len(frames), expected)
     return np.asarray(frames, np.float32), rate_hz
+
+
+def _check_magic(data: bytes, encoding: Encoding) -> None:
+    found, wanted = container_of(data), encoding.name.removesuffix("_OPUS")
+    if found is None:
+        raise InvalidInputError("data", f"is no {encoding.name} file: it does not begin like one")
+    if found != wanted:
+        raise InvalidInputError("data", f"is a {found} file, but format.encoding says {encoding.name}")
 
 
 def _check_header(file: soundfile.SoundFile, encoding: Encoding) -> None:

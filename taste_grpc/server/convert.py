@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import metadata
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -52,6 +52,8 @@ _REASONS: dict[CompletionReason, taste_pb2.CompletionReason.ValueType] = {
     "no_speech": taste_pb2.COMPLETION_REASON_NO_SPEECH,
     "max_length": taste_pb2.COMPLETION_REASON_MAX_LENGTH,
 }
+_DEFAULTS = GenerateRequest(segments=())
+_DEFAULT_RATE_HZ = 16_000
 _SUMS = frozenset({"queued", "total", "since_start"})
 """Times an engine tells that are no stages."""
 
@@ -68,6 +70,21 @@ def tokenize_request(request: taste_pb2.TokenizeRequest, limits: LimitSettings) 
 def generate_request(request: taste_pb2.GenerateRequest, limits: LimitSettings) -> GenerateRequest:
     """Raises InvalidInputError for audio that cannot be read."""
     clips = ClipReader(limits)
+    return GenerateRequest(
+        segments=tuple(
+            segment_input(f"segments[{index}]", segment, clips) for index, segment in enumerate(request.segments)
+        ),
+        emit=_emit_policy(request.emit_policy),
+        **_generate_options(request, limits),
+    )
+
+
+def _generate_options(request: taste_pb2.GenerateRequest, limits: LimitSettings) -> dict[str, Any]:
+    """What the request sets; a default above the limits gives way to them."""
+    options: dict[str, Any] = {
+        "max_length": min(_DEFAULTS.max_length, limits.max_length),
+        "extra_words": min(_DEFAULTS.extra_words, limits.max_extra_words),
+    }
     given = {
         name: getattr(request, name)
         for name in (
@@ -83,13 +100,7 @@ def generate_request(request: taste_pb2.GenerateRequest, limits: LimitSettings) 
         )
         if request.HasField(name)
     }
-    return GenerateRequest(
-        segments=tuple(
-            segment_input(f"segments[{index}]", segment, clips) for index, segment in enumerate(request.segments)
-        ),
-        emit=_emit_policy(request.emit_policy),
-        **given,
-    )
+    return options | given
 
 
 def _emit_policy(policy: taste_pb2.EmitPolicy) -> EmitPolicy:
@@ -111,12 +122,20 @@ def detokenize_config(config: taste_pb2.DetokenizeConfig, limits: LimitSettings)
     return DetokenizeConfig(
         speaker_embedding=embedding,
         reference=reference,
-        out_sample_rate_hz=config.out_sample_rate_hz or None,
+        out_sample_rate_hz=config.out_sample_rate_hz or _default_rate_hz(config, limits),
         seed=config.seed if config.HasField("seed") else None,
         resume_state=config.resume_state if config.HasField("resume_state") else None,
         max_chunk_words=config.max_chunk_words if config.HasField("max_chunk_words") else None,
         look_ahead_words=config.look_ahead_words if config.HasField("look_ahead_words") else None,
     )
+
+
+def _default_rate_hz(config: taste_pb2.DetokenizeConfig, limits: LimitSettings) -> int | None:
+    """None, for the engine's default, unless the limits exclude it."""
+    lowest, highest = limits.min_sample_rate_hz, limits.max_sample_rate_hz
+    if config.HasField("resume_state") or lowest <= _DEFAULT_RATE_HZ <= highest:
+        return None
+    return max(lowest, min(_DEFAULT_RATE_HZ, highest))
 
 
 def segment_input(path: str, segment: common_pb2.Segment, clips: ClipReader) -> SegmentInput:

@@ -98,7 +98,7 @@ def _retry_after_ms(error: Exception) -> int | None:
 
 def _trim(text: str, max_bytes: int) -> str:
     """`text`, cut to `max_bytes` of UTF-8 between characters."""
-    data = text.encode("utf-8", "replace")
+    data = text[: max_bytes + 1].encode("utf-8", "replace")  # a character has a byte at least
     if len(data) <= max_bytes:
         return data.decode()
     return data[: max_bytes - 3].decode("utf-8", "ignore") + "…"

@@ -27,15 +27,18 @@ async def test_model_info_tells_everything():
     assert info.taste_layout == taste_pb2.TASTE_LAYOUT_CODES
     assert info.limits.max_audio_ms == 30_000
     assert info.limits.max_request_bytes == 16 << 20
+    assert info.limits.max_idle_ms == 300_000
     unset = [field.name for field in info.DESCRIPTOR.fields if not getattr(info, field.name)]
     assert unset == []
     assert [f.name for f in info.limits.DESCRIPTOR.fields if not getattr(info.limits, f.name)] == []
 
 
 async def test_limits_are_those_of_the_settings():
-    async with live_server(RecordingEngine(), limits={"max_segments": 1, "max_audio_ms": 400}) as live:
+    async with live_server(
+        RecordingEngine(), limits={"max_segments": 1, "max_audio_ms": 400, "max_idle_ms": 5}
+    ) as live:
         info = await live.stub.GetModelInfo(taste_pb2.GetModelInfoRequest())
-        assert (info.limits.max_segments, info.limits.max_audio_ms) == (1, 400)
+        assert (info.limits.max_segments, info.limits.max_audio_ms, info.limits.max_idle_ms) == (1, 400, 5)
         two = taste_pb2.GenerateRequest(segments=[messages.text_segment()] * 2)
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await live.stub.Generate(two).read()
@@ -54,6 +57,7 @@ async def test_tokenize_passes_audio_and_text_on():
     assert (request.text, request.text_ids) == ("hello there", None)
     assert (response.text, list(response.text_ids), list(response.word_ids)) == ("hello there", [5, 6], [0, 1])
     assert list(response.taste_tokens.codes.ids) == list(range(8))
+    assert list(response.words) == ["made", "up"]
     assert len(response.speaker_embedding.values) == 192
     assert response.audio_ms == 500
     assert dict(response.timing.stages_ms) == {"audio_tower": 1.5}
@@ -79,8 +83,35 @@ async def test_generate_passes_settings_on_and_unset_ones_keep_their_defaults():
     assert [result.is_complete for result in results] == [False] * 4 + [True]
     assert [result.index for result in results] == list(range(5))
     assert [result.segment.tokens.text for result in results[:4]] == [" word"] * 4
+    assert [list(result.segment.tokens.words) for result in results[:4]] == [["word"]] * 4
     assert not results[-1].HasField("segment")
     assert results[-1].completion_reason == taste_pb2.COMPLETION_REASON_SEGMENT_END
+
+
+async def test_defaults_give_way_to_limits():
+    limits = {"max_length": 7, "max_extra_words": 3, "min_sample_rate_hz": 24_000}
+    async with live_server(RecordingEngine(), limits=limits) as live:
+        await live.stub.Generate(messages.generate_request()).read()
+        await live.stub.Detokenize(iter(messages.detokenize_requests())).read()
+        generate, config, _ = live.engine.requests
+    assert (generate.max_length, generate.extra_words) == (7, 3)
+    assert config.out_sample_rate_hz == 24_000
+
+
+async def test_words_are_passed_on_with_their_codes_and_ids():
+    spoken = messages.word_segment(("Hi,", "you"))
+    spoken.words.words[0].text_ids[:] = [7, 8]
+    spoken.words.words[1].taste_tokens.codes.ids[:] = [4, 3, 2, 1]
+    async with live_server(RecordingEngine()) as live:
+        await live.stub.Generate(taste_pb2.GenerateRequest(segments=[spoken])).read()
+        config = taste_pb2.DetokenizeRequest(config=messages.config())
+        await live.stub.Detokenize(iter([config, taste_pb2.DetokenizeRequest(segment=spoken)])).read()
+        generated, _, spelled = live.engine.requests
+    for segment in (*generated.segments, spelled):
+        assert (segment.role, segment.modality, segment.text, segment.text_ids) == ("user", "audio", None, None)
+        first, second = segment.words
+        assert (first.text, first.text_ids.tolist(), first.taste_ids.tolist()) == ("Hi,", [7, 8], [1, 1, 1, 1])
+        assert (second.text, second.text_ids, second.taste_ids.tolist()) == ("you", None, [4, 3, 2, 1])
 
 
 async def test_results_may_be_sent_back():

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
 import pytest
 import pytest_asyncio
 
-from taste.v1 import common_pb2, taste_pb2
+from taste.v1 import common_pb2, taste_pb2, taste_pb2_grpc
 from taste_grpc.engine import EngineSettings, LocalEngine
+from taste_grpc.model.spoken_lm.kv_slots import KeyValueSlots
 from taste_grpc.speech import sample_recordings
 from tests.support import messages
 from tests.support.details import read_failure
@@ -98,37 +103,84 @@ async def test_policies_and_limits_shape_the_answer(live: Live):
     assert sum(len(result.segment.tokens.text_ids) for result in results) <= 40
 
 
+async def steps_of(live: Live, request: taste_pb2.GenerateRequest) -> int:
+    """Decode steps the engine makes, for whomever, while `request` is answered."""
+    before = live.engine.stats().decode_steps
+    async for _ in live.stub.Generate(request):
+        pass
+    return live.engine.stats().decode_steps - before
+
+
+def short_answer(live: Live) -> taste_pb2.GenerateRequest:
+    request = long_answer(live)
+    request.max_length = 20
+    return request
+
+
+@asynccontextmanager
+async def narrow(live: Live) -> AsyncIterator[Any]:
+    """A stub whose window is so short that a few results fill it."""
+    options = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 1024), ("grpc.use_local_subchannel_pool", 1)]
+    async with grpc.aio.insecure_channel(live.server.address, options=options) as channel:
+        yield taste_pb2_grpc.TasteServiceStub(channel)
+
+
 async def test_cancel_stops_the_decoding(live: Live):
+    alone = await steps_of(live, short_answer(live))
     call = live.stub.Generate(long_answer(live))
     await call.read()
     call.cancel()
     await until(lambda: live.engine.stats().active_calls == 0)
-    steps = live.engine.stats().decode_steps
-    await asyncio.sleep(0.3)
-    assert live.engine.stats().decode_steps == steps
+    assert await steps_of(live, short_answer(live)) == alone
 
 
 async def test_a_deadline_stops_the_decoding(live: Live):
+    alone = await steps_of(live, short_answer(live))
     call = live.stub.Generate(long_answer(live), timeout=0.5)
     with pytest.raises(grpc.aio.AioRpcError) as ended:
         async for _ in call:
             pass
     assert ended.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     await until(lambda: live.engine.stats().active_calls == 0)
+    assert await steps_of(live, short_answer(live)) == alone
 
 
-async def test_a_slow_reader_holds_the_decoding_back(live: Live):
-    before = live.engine.stats().decode_steps
-    call = live.stub.Generate(long_answer(live))
-    await call.read()
-    seen = -1
-    while live.engine.stats().decode_steps != seen:
-        seen = live.engine.stats().decode_steps
-        await asyncio.sleep(0.5)
-    assert seen - before < 1000, "the answer was made without anybody reading it"
-    assert live.engine.stats().active_calls == 1
-    call.cancel()
-    await until(lambda: live.engine.stats().active_calls == 0)
+async def test_a_slow_reader_holds_the_decoding_back_and_misses_nothing(live: Live):
+    request = long_answer(live)
+    request.max_length = 400
+    alone = await steps_of(live, short_answer(live))
+    async with narrow(live) as stub:
+        before = live.engine.stats().decode_steps
+        call = stub.Generate(request)
+        results = [await call.read()]
+        others = 0
+        while (both := await steps_of(live, short_answer(live))) > alone:  # until only the others take turns
+            others += alone
+            assert both <= 3 * alone, "the others did not get every other turn"
+        ahead = live.engine.stats().decode_steps - before - others - alone
+        assert ahead <= 200, "the answer was made without anybody reading it"
+        assert live.engine.stats().active_calls == 1
+        while (result := await call.read()) is not grpc.aio.EOF:
+            results.append(result)
+    assert [result.index for result in results] == list(range(len(results)))
+    assert [result.is_complete for result in results] == [False] * (len(results) - 1) + [True]
+    alike = [result.segment async for result in live.stub.Generate(request)]
+    assert [result.segment for result in results] == alike
+
+
+async def test_cancel_of_calls_that_nobody_reads(live: Live):
+    alone = await steps_of(live, short_answer(live))
+    async with narrow(live) as stub:
+        calls = [stub.Generate(long_answer(live)) for _ in range(3)]
+        for call in calls:
+            await call.read()
+        while await steps_of(live, short_answer(live)) > alone:
+            pass
+        assert live.engine.stats().active_calls == len(calls)
+        for call in calls:
+            call.cancel()
+        await until(lambda: live.engine.stats().active_calls == 0)
+    assert not any(type(thing) is KeyValueSlots for thing in gc.get_objects())
 
 
 async def test_calls_side_by_side_do_not_disturb_each_other(live: Live):

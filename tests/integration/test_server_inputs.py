@@ -10,11 +10,10 @@ from taste.v1 import common_pb2, taste_pb2
 from taste_grpc.engine import EngineSettings, LocalEngine
 from tests.checkpoints import TINY
 from tests.support import messages
-from tests.support.bad_inputs import CASES, BadInput
+from tests.support.bad_inputs import CASES, BadInput, recording, speak
+from tests.support.contract import check_answer, check_speech, check_tokenized, model_work
 from tests.support.details import read_failure
-from tests.support.live_server import Live, live_server
-
-OK, FAILED_PRECONDITION = grpc.StatusCode.OK, grpc.StatusCode.FAILED_PRECONDITION
+from tests.support.live_server import Live, live_server, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -36,75 +35,71 @@ async def drained(call):
     return [message async for message in call]
 
 
-async def ending(live: Live, method: str, request) -> grpc.StatusCode:
-    try:
-        await send(live, method, request)
-    except grpc.aio.AioRpcError as error:
-        return error.code()
-    return OK
-
-
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.method}: {case.name}")
 async def test_refused_naming_the_field(case: BadInput, live: Live):
-    steps = live.engine.stats()
+    request = case.build(live.engine.info)
+    before = model_work(live.engine)
     with pytest.raises(grpc.aio.AioRpcError) as refused:
-        await send(live, case.method, case.build(live.engine.info))
+        await send(live, case.method, request)
+    await until(lambda: live.engine.stats().active_calls == 0)
+    assert model_work(live.engine) == before, "the model worked before the refusal"
     failure = read_failure(refused.value)
-    assert (failure.code, failure.fields) == (grpc.StatusCode.INVALID_ARGUMENT, [case.field]), failure
-    assert (failure.reason, failure.domain) == ("ERROR_REASON_INVALID_FIELD", "taste-grpc")
-    assert failure.descriptions[0]
-    assert failure.request_id
-    assert failure.trailer_bytes < 8192
-    assert live.engine.stats().prefill_tokens == steps.prefill_tokens, "the model worked before the refusal"
+    if case.field:
+        assert (failure.code, failure.fields) == (grpc.StatusCode.INVALID_ARGUMENT, [case.field]), failure
+        assert (failure.reason, failure.domain) == ("ERROR_REASON_INVALID_FIELD", "taste-grpc")
+        assert failure.descriptions[0]
+        assert failure.request_id
+        assert failure.trailer_bytes < 8192
+    else:
+        assert failure.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    await a_good_call(live)
+    assert model_work(live.engine) != before
 
 
-async def test_a_good_call_still_works_after_all_of_them(live: Live):
+async def a_good_call(live: Live) -> None:
+    segment = messages.token_segment((300,), live.engine.info.vq_dim)
+    request = taste_pb2.GenerateRequest(segments=[segment], max_length=1, seed=1, text_top_p=0)
+    check_answer(await send(live, "Generate", request), live.engine.info)
+
+
+async def test_good_calls_still_work_after_all_of_them(live: Live):
     info = live.engine.info
-    assert (await live.stub.Tokenize(messages.tokenize_request())).text_ids
-    request = taste_pb2.GenerateRequest(
-        segments=[messages.token_segment(vq_dim=info.vq_dim)], max_length=4, seed=1, text_top_p=0
-    )
-    results = await send(live, "Generate", request)
-    assert [result.is_complete for result in results] == [False] * (len(results) - 1) + [True]
-    requests = [
-        taste_pb2.DetokenizeRequest(config=messages.config(info.speaker_embedding_dim)),
-        taste_pb2.DetokenizeRequest(segment=messages.token_segment(vq_dim=info.vq_dim)),
-    ]
-    assert (await send(live, "Detokenize", requests))[-1].is_final
+    check_tokenized(await live.stub.Tokenize(messages.tokenize_request()), info)
+    await a_good_call(live)
+    for segment in (messages.token_segment(vq_dim=info.vq_dim), messages.word_segment(vq_dim=info.vq_dim)):
+        check_speech(await send(live, "Detokenize", speak(info, segment, segment)), segments=2)
 
 
-async def test_a_message_above_the_limit(live: Live):
-    request = messages.tokenize_request()
-    request.audio.data = bytes(17_000_000)
-    with pytest.raises(grpc.aio.AioRpcError) as refused:
-        await live.stub.Tokenize(request)
-    assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+async def test_nothing_is_in_the_table_twice():
+    names = [(case.method, case.name) for case in CASES]
+    assert len(names) == len(set(names))
 
 
-@pytest.mark.parametrize(
-    "text",
-    ["👩‍👩‍👧 hello 🎉", "שלום עולם", "مرحبا بالعالم", "你好，世界", "tab\tnew\nline", "ab " * 140, "!?", "\u200f"],
-)
+TEXTS = ["👩‍👩‍👧 hello 🎉", "שלום עולם", "مرحبا بالعالم", "你好，世界", "tab\tnew\nline", "ab " * 140, "!?", "\u200f"]
+
+
+@pytest.mark.parametrize("text", TEXTS)
 async def test_text_of_any_language(text: str, live: Live):
+    info = live.engine.info
     answer = await live.stub.Tokenize(messages.tokenize_request(text))
-    assert len(answer.text_ids) == len(answer.word_ids)
-    results = await send(
-        live, "Generate", taste_pb2.GenerateRequest(segments=[messages.text_segment(text)], max_length=2)
-    )
-    assert results[-1].is_complete
+    check_tokenized(answer, info)
+    assert list(answer.words) == text.split()
+    for segment in (messages.text_segment(text), recording(messages.clip(), text)):
+        request = taste_pb2.GenerateRequest(segments=[segment], max_length=2)
+        check_answer(await send(live, "Generate", request), info)
+
+
+@pytest.mark.parametrize("text", TEXTS)
+async def test_words_of_any_language(text: str, live: Live):
+    words = messages.word_segment(text.split()[:9], live.engine.info.vq_dim)
+    check_speech(await send(live, "Detokenize", speak(live.engine.info, words)), segments=1)
+    request = taste_pb2.GenerateRequest(segments=[words], max_length=2)
+    check_answer(await send(live, "Generate", request), live.engine.info)
 
 
 async def test_a_text_of_full_length(live: Live):
     request = taste_pb2.GenerateRequest(segments=[messages.text_segment("abc " * 2048)], max_length=2)
-    assert await ending(live, "Generate", request) is OK
-
-
-async def test_resume_states_that_are_none(live: Live):
-    for state in (b"x", bytes(1000), b"x\x9c" * 99):
-        request = taste_pb2.DetokenizeRequest(config=taste_pb2.DetokenizeConfig(resume_state=state))
-        with pytest.raises(grpc.aio.AioRpcError) as refused:
-            await send(live, "Detokenize", [request])
-        assert read_failure(refused.value).fields == ["config.resume_state"]
+    check_answer(await send(live, "Generate", request), live.engine.info)
 
 
 async def test_speech_goes_on_with_a_resume_state(live: Live):
@@ -128,30 +123,11 @@ async def test_a_conversation_the_model_cannot_have(live: Live):
     assert failure.reason == "ERROR_REASON_MODEL_LACKS_CAPABILITY"
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda segments: segments.extend([messages.text_segment()] * 3),
-        lambda segments: segments[0].tokens.taste_tokens.codes.ids.__setitem__(slice(0, 12), [-1] * 12),
-    ],
-    ids=["several segments", "no row has codes"],
-)
-async def test_unusual_histories_are_answered_or_refused(change, live: Live):
-    request = taste_pb2.GenerateRequest(max_length=2)
-    request.segments.append(messages.token_segment(vq_dim=live.engine.info.vq_dim))
-    change(request.segments)
-    assert await ending(live, "Generate", request) in (OK, grpc.StatusCode.INVALID_ARGUMENT, FAILED_PRECONDITION)
-
-
-async def test_speech_of_rows_without_codes_is_answered_or_refused(live: Live):
-    info = live.engine.info
-    segment = messages.token_segment(vq_dim=info.vq_dim)
+async def test_a_history_without_codes_is_answered(live: Live):
+    segment = messages.token_segment(vq_dim=live.engine.info.vq_dim)
     segment.tokens.taste_tokens.codes.ids[:] = [-1] * 12
-    requests = [
-        taste_pb2.DetokenizeRequest(config=messages.config(info.speaker_embedding_dim)),
-        taste_pb2.DetokenizeRequest(segment=segment),
-    ]
-    assert await ending(live, "Detokenize", requests) in (OK, grpc.StatusCode.INVALID_ARGUMENT)
+    request = taste_pb2.GenerateRequest(segments=[segment], max_length=2)
+    check_answer(await send(live, "Generate", request), live.engine.info)
 
 
 async def test_the_shortest_audio(live: Live):

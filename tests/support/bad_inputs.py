@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-import io
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import soundfile
-
 from taste.v1 import common_pb2, taste_pb2
-from taste_grpc.audio import Waveform, encode_wav
 from taste_grpc.engine.protocol import ModelInfo
 from tests.support import messages
-
-LINEAR16 = common_pb2.AUDIO_ENCODING_LINEAR16
-FLOAT32LE = common_pb2.AUDIO_ENCODING_FLOAT32LE
-WAV = common_pb2.AUDIO_ENCODING_WAV
-NAN, INF = math.nan, math.inf
+from tests.support.bad_clips import CLIPS, INF, NAN, WAV, raw
+from tests.support.bad_segments import TOKENS, WORDS, set_at, tokens, words
 
 
 @dataclass(frozen=True)
 class BadInput:
-    """`build` makes the request (for Detokenize a list of messages) for a model; `field` is the path to be named."""
+    """`build` makes the request (for Detokenize a list of messages) for a model; `field` is the path to be named.
+
+    Without a field it is not the server that refuses: the message is larger than it takes.
+    """
 
     name: str
     method: str
@@ -42,60 +36,10 @@ def bad(method: str, field: str, name: str = "") -> Callable[[Callable[[ModelInf
     return add
 
 
+SPACE = 220
+"""Text id of a blank in the tiny tokenizer."""
+
 # --- audio: wherever a clip may stand ---------------------------------------------------------------
-
-
-def raw(data: bytes, encoding: int = LINEAR16, rate_hz: int | None = 16_000, channels: int | None = 1):
-    form = common_pb2.AudioFormat(sample_rate_hz=rate_hz, channels=channels)
-    form.encoding = encoding  # type: ignore[assignment]  # unknown values too
-    return common_pb2.AudioClip(format=form, data=data)
-
-
-def floats(*samples: float) -> common_pb2.AudioClip:
-    return raw(np.array([0.1] * 1000 + list(samples), "<f4").tobytes(), FLOAT32LE)
-
-
-def container(data: bytes, encoding: int = WAV, rate_hz: int | None = None, channels: int | None = None):
-    return raw(data, encoding, rate_hz, channels)
-
-
-def wav(seconds: float = 1.0, rate_hz: int = 16_000) -> bytes:
-    return encode_wav(Waveform(messages.tone(seconds, rate_hz), rate_hz))
-
-
-def flac(seconds: float, rate_hz: int = 16_000, channels: int = 1) -> bytes:
-    buffer = io.BytesIO()
-    soundfile.write(buffer, np.zeros((round(seconds * rate_hz), channels), np.float32), rate_hz, format="FLAC")
-    return buffer.getvalue()
-
-
-ONE_SECOND = bytes(32_000)
-
-CLIPS: dict[str, tuple[str, Callable[[], common_pb2.AudioClip]]] = {
-    "no format": ("format.encoding", lambda: common_pb2.AudioClip(data=ONE_SECOND)),
-    "unknown encoding": ("format.encoding", lambda: raw(ONE_SECOND, 77)),
-    "no data": ("data", lambda: raw(b"")),
-    "half a sample": ("data", lambda: raw(ONE_SECOND + b"abc")),
-    "half a stereo frame": ("data", lambda: raw(ONE_SECOND + b"ab", channels=2)),
-    "too short": ("data", lambda: raw(bytes(2 * 300))),
-    "31 s": ("data", lambda: raw(bytes(2 * 8000 * 31), rate_hz=8000)),
-    "31 s compressed": ("data", lambda: container(flac(31), common_pb2.AUDIO_ENCODING_FLAC)),
-    "NaN": ("data", lambda: floats(NAN)),
-    "infinity": ("data", lambda: floats(-INF)),
-    "integers sent as floats": ("data", lambda: floats(30_000.0)),
-    "rate 0": ("format.sample_rate_hz", lambda: raw(ONE_SECOND, rate_hz=0)),
-    "rate not given": ("format.sample_rate_hz", lambda: raw(ONE_SECOND, rate_hz=None)),
-    "rate -1": ("format.sample_rate_hz", lambda: raw(ONE_SECOND, rate_hz=-1)),
-    "rate 10^9": ("format.sample_rate_hz", lambda: raw(ONE_SECOND, rate_hz=10**9)),
-    "0 channels": ("format.channels", lambda: raw(ONE_SECOND, channels=0)),
-    "9 channels": ("format.channels", lambda: raw(ONE_SECOND, channels=9)),
-    "9 channels in a file": ("data", lambda: container(flac(1, channels=8), common_pb2.AUDIO_ENCODING_FLAC)),
-    "truncated WAV": ("data", lambda: container(wav()[:9000])),
-    "no WAV at all": ("data", lambda: container(b"hello" * 100)),
-    "another container": ("data", lambda: container(wav(), common_pb2.AUDIO_ENCODING_FLAC)),
-    "rate that is not the file's": ("format.sample_rate_hz", lambda: container(wav(), rate_hz=8_000)),
-    "channels that are not the file's": ("format.channels", lambda: container(wav(), channels=2)),
-}
 
 
 def tokenize(clip: common_pb2.AudioClip | None = None, **fields: Any) -> taste_pb2.TokenizeRequest:
@@ -161,55 +105,25 @@ for _name, _text in TEXTS.items():
 # --- tokens: as a segment of Generate and of Detokenize ---------------------------------------------
 
 
-def tokens(info: ModelInfo, change: Callable[[common_pb2.Segment], object] | None = None) -> common_pb2.Segment:
-    segment = messages.token_segment(vq_dim=info.vq_dim)
-    if change:
-        change(segment)
-    return segment
-
-
-def _set(ids: Any, index: int, value: int) -> None:
-    ids[index] = value
-
-
-TOKENS: dict[str, tuple[str, Callable[[common_pb2.Segment, ModelInfo], object]]] = {
-    "no text ids": ("tokens.text_ids", lambda s, i: s.tokens.ClearField("text_ids")),
-    "text id -1": ("tokens.text_ids[1]", lambda s, i: _set(s.tokens.text_ids, 1, -1)),
-    "text id too high": ("tokens.text_ids[2]", lambda s, i: _set(s.tokens.text_ids, 2, i.text_vocab_size)),
-    "too few word ids": ("tokens.word_ids", lambda s, i: s.tokens.word_ids.pop()),
-    "negative word id": ("tokens.word_ids[0]", lambda s, i: _set(s.tokens.word_ids, 0, -1)),
-    "word ids fall": ("tokens.word_ids[2]", lambda s, i: _set(s.tokens.word_ids, 2, 0)),
-    "word ids skip": ("tokens.word_ids[2]", lambda s, i: _set(s.tokens.word_ids, 2, 3)),
-    "text for people too long": ("tokens.text", lambda s, i: setattr(s.tokens, "text", "a" * 8193)),
-    "codes missing": ("tokens.taste_tokens.codes", lambda s, i: s.tokens.taste_tokens.ClearField("codes")),
-    "vq_dim": (
-        "tokens.taste_tokens.codes.vq_dim",
-        lambda s, i: setattr(s.tokens.taste_tokens.codes, "vq_dim", i.vq_dim - 1),
-    ),
-    "too few codes": ("tokens.taste_tokens.codes.ids", lambda s, i: s.tokens.taste_tokens.codes.ids.pop()),
-    "too many codes": ("tokens.taste_tokens.codes.ids", lambda s, i: s.tokens.taste_tokens.codes.ids.append(0)),
-    "code too high": (
-        "tokens.taste_tokens.codes.ids[5]",
-        lambda s, i: _set(s.tokens.taste_tokens.codes.ids, 5, i.codebook_size),
-    ),
-    "code -2": ("tokens.taste_tokens.codes.ids[0]", lambda s, i: _set(s.tokens.taste_tokens.codes.ids, 0, -2)),
-    "one -1 in a row": ("tokens.taste_tokens.codes.ids[1]", lambda s, i: _set(s.tokens.taste_tokens.codes.ids, 1, -1)),
-    "modality TEXT": ("modality", lambda s, i: setattr(s, "modality", common_pb2.MODALITY_TEXT)),
-    "unknown modality": ("modality", lambda s, i: setattr(s, "modality", 9)),
-    "unknown role": ("role", lambda s, i: setattr(s, "role", 9)),
-    "no content": ("content", lambda s, i: s.ClearField("tokens")),
-}
-
 for _name, (_field, _change) in TOKENS.items():
-
-    def _spoiled(info: ModelInfo, change: Any = _change) -> common_pb2.Segment:
-        return tokens(info, lambda segment: change(segment, info))
-
     bad("Generate", f"segments[1].{_field}", f"segment: {_name}")(
-        lambda info, make=_spoiled: generate(messages.text_segment(), make(info))
+        lambda info, change=_change: generate(messages.text_segment(), tokens(info, change))
     )
     bad("Detokenize", f"segment.{_field}", f"spoken segment: {_name}")(
-        lambda info, make=_spoiled: speak(info, make(info))
+        lambda info, change=_change: speak(info, tokens(info, change))
+    )
+
+# --- words: as a segment of Generate and of Detokenize -------------------------------------------------
+
+
+for _name, (_field, _change) in WORDS.items():
+    # what is wrong with all words together in a whole conversation is said of all its segments
+    _together = _name in ("too many", "too many text ids")
+    bad("Generate", "segments" if _together else f"segments[1].words.{_field}", f"words: {_name}")(
+        lambda info, change=_change: generate(messages.text_segment(), words(info, change))
+    )
+    bad("Detokenize", f"segment.words.{_field}", f"spoken words: {_name}")(
+        lambda info, change=_change: speak(info, words(info, change))
     )
 
 # --- Tokenize -----------------------------------------------------------------------------------------
@@ -220,12 +134,39 @@ bad("Tokenize", "text_ids[1]", "text id -1")(lambda info: tokenize(text_ids=[1, 
 bad("Tokenize", "text_ids[0]", "text id too high")(lambda info: tokenize(text_ids=[info.text_vocab_size]))
 bad("Tokenize", "text_ids", "too many text ids")(lambda info: tokenize(text_ids=[1] * 8193))
 
+# What the tokenizers know.
+LONG_TEXT = "abc " * 2000
+bad("Tokenize", "text", "more text than is said in 30 s")(lambda info: tokenize(text=LONG_TEXT))
+bad("Tokenize", "text_ids", "ids that spell nothing")(lambda info: tokenize(text_ids=[SPACE] * 3))
+bad("Tokenize", "text_ids", "more ids than are said in 30 s")(lambda info: tokenize(text_ids=[300] * 2000))
+
 # --- Generate -----------------------------------------------------------------------------------------
 
+
+def _as(segment: common_pb2.Segment, modality: common_pb2.Modality.ValueType) -> common_pb2.Segment:
+    segment.modality = modality
+    return segment
+
+
+bad("Generate", "segments[0].modality", "TEXT with words")(
+    lambda info: generate(_as(messages.word_segment(vq_dim=info.vq_dim), common_pb2.MODALITY_TEXT))
+)
+bad("Generate", "segments[0].modality", "TEXT with audio")(
+    lambda info: generate(_as(recording(messages.clip()), common_pb2.MODALITY_TEXT))
+)
 bad("Generate", "segments", "no segment")(lambda info: taste_pb2.GenerateRequest())
 bad("Generate", "segments", "10,000 segments")(lambda info: generate(*[messages.text_segment()] * 10_000))
 bad("Generate", "segments", "too many ids together")(
     lambda info: generate(*[messages.token_segment((1,) * 4100, info.vq_dim)] * 2)
+)
+bad("Generate", "segments", "segments the format has no place for")(
+    lambda info: generate(*[messages.text_segment(), recording(messages.clip())] * 2, conversation_format="completion")
+)
+bad("Generate", "segments[1].audio.transcript", "more transcript than is said in 30 s")(
+    lambda info: generate(messages.text_segment(), recording(messages.clip(), LONG_TEXT), messages.text_segment())
+)
+bad("Generate", "segments", "too many ids once they are known")(
+    lambda info: generate(*[messages.text_segment("x " * 3000), recording(messages.clip())] * 3)
 )
 bad("Generate", "segments[0].role", "role not stated")(lambda info: generate(common_pb2.Segment(text="hi")))
 bad("Generate", "segments[0].modality", "AUDIO without speech")(
@@ -248,8 +189,8 @@ _RANGES: dict[str, tuple[float, ...]] = {
     "text_temperature": (0.0, -1.0, 2.1, NAN, INF),
     "repetition_penalty": (0.9, 2.1, NAN, INF),
     "max_length": (0, -1, 4097, 10**9),
-    "extra_words": (0, -1, 1025),
-    "eos_id": (-1,),
+    "extra_words": (0, -1, 1025, 2**31 - 1),
+    "eos_id": (-1, -(2**31)),
 }
 for _field, _values in _RANGES.items():
     for _value in _values:
@@ -272,18 +213,32 @@ bad("Detokenize", "segment.text", "written text")(lambda info: speak(info, messa
 bad("Detokenize", "segment.tokens.taste_tokens", "segment without codes")(
     lambda info: speak(
         info,
-        tokens(info, lambda s: (s.tokens.ClearField("taste_tokens"), s.ClearField("modality"))),
+        tokens(info, lambda s, i: (s.tokens.ClearField("taste_tokens"), s.ClearField("modality"))),
     )
 )
 bad("Detokenize", "segment.tokens.text_ids", "too many text ids")(
     lambda info: speak(info, messages.token_segment((1,) * 8193, info.vq_dim))
 )
+bad("Detokenize", "segment.tokens.text_ids", "more than an utterance")(
+    lambda info: speak(info, messages.token_segment((300,) * 1100, info.vq_dim))
+)
+bad("Detokenize", "segment.words.words", "more words than an utterance")(
+    lambda info: speak(info, messages.word_segment(("word",) * 1100, info.vq_dim))
+)
+bad("Detokenize", "segment.audio.transcript", "more transcript than is said in 30 s, spoken")(
+    lambda info: speak(info, recording(messages.clip(), LONG_TEXT))
+)
+bad("Detokenize", "segment.tokens.taste_tokens", "a word without codes")(
+    lambda info: speak(info, tokens(info, lambda s, i: set_at(s.tokens.taste_tokens.codes.ids, slice(0, 4), [-1] * 4)))
+)
+bad("Detokenize", "segment.audio.clip", "recording without clip, spoken")(lambda info: speak(info, recording(None)))
 bad("Detokenize", "config.speaker_embedding", "no speaker")(
     lambda info: [taste_pb2.DetokenizeRequest(config=taste_pb2.DetokenizeConfig())]
 )
 for _name, _values in {
     "empty": lambda info: [],
     "too short": lambda info: [1.0] * (info.speaker_embedding_dim - 1),
+    "too long": lambda info: [1.0] * (info.speaker_embedding_dim + 1),
     "all zero": lambda info: [0.0] * info.speaker_embedding_dim,
 }.items():
     bad("Detokenize", "config.speaker_embedding.values", f"speaker embedding: {_name}")(
@@ -316,7 +271,21 @@ for _encoding in (WAV, common_pb2.AUDIO_ENCODING_MP3, 77):
 bad("Detokenize", "config.speaker_embedding", "voice beside a resume state")(
     lambda info: configure(info, resume_state=b"x")
 )
-for _name, _state in {"empty": b"", "too large": bytes((256 << 10) + 1)}.items():
+STATES = {
+    "empty": b"",
+    "too large": bytes((256 << 10) + 1),
+    "no state": b"x" * 99,
+    "damaged": b"x\x9c" * 99,
+    "zeros": bytes(999),
+}
+for _name, _state in STATES.items():
     bad("Detokenize", "config.resume_state", f"resume state: {_name}")(
         lambda info, state=_state: [taste_pb2.DetokenizeRequest(config=taste_pb2.DetokenizeConfig(resume_state=state))]
     )
+
+# --- too large for the wire -----------------------------------------------------------------------------
+
+SEVENTEEN_MB = bytes(17_000_000)
+bad("Tokenize", "", "17 MB message")(lambda info: tokenize(raw(SEVENTEEN_MB), text="hi"))
+bad("Generate", "", "17 MB segment")(lambda info: generate(recording(raw(SEVENTEEN_MB))))
+bad("Detokenize", "", "17 MB to be spoken")(lambda info: speak(info, recording(raw(SEVENTEEN_MB))))

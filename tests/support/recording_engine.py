@@ -46,6 +46,8 @@ class RecordingEngine:
     Attributes:
         events: counts `tokenize:begin`, `tokenize:end`, ... and the steps of each method; the end
             is counted however a call ended.
+        progress: the steps of each Generate and Detokenize, in the order they came.
+        results: how many results a Generate that begins now will have.
         held: while it is cleared, the model work of every call waits.
         load: what `start` waits for.
         failure: raised by every call, and by `start` when `fail_start`.
@@ -53,6 +55,7 @@ class RecordingEngine:
 
     def __init__(self) -> None:
         self.events: Counter[str] = Counter()
+        self.progress: list[int] = []
         self.held = asyncio.Event()
         self.held.set()
         self.load = asyncio.Event()
@@ -98,6 +101,7 @@ class RecordingEngine:
                 taste_ids=np.arange(8).reshape(2, 4),
                 speaker_embedding=np.full(192, 192**-0.5, np.float32),
                 audio_ms=request.audio.duration_ms,
+                words=("made", "up"),
                 timing_ms={"audio_tower": 1.5},
             )
         finally:
@@ -107,9 +111,12 @@ class RecordingEngine:
         self.requests.append(request)
         self.events["generate:begin"] += 1
         try:
-            for index in range(self.results):
+            call, results = len(self.progress), self.results
+            self.progress.append(0)
+            for index in range(results):
                 await self._step("generate")
-                last = index == self.results - 1
+                self.progress[call] += 1
+                last = index == results - 1
                 count = 0 if last else 1
                 yield GenerateResult(
                     is_complete=last,
@@ -119,6 +126,7 @@ class RecordingEngine:
                     word_ids=np.full(count, index),
                     taste_ids=np.full((count, 4), 3),
                     index=index,
+                    words=("word",) * count,
                 )
         finally:
             self.events["generate:end"] += 1
@@ -130,9 +138,12 @@ class RecordingEngine:
         self.events["detokenize:begin"] += 1
         try:
             number = first = 0
+            call = len(self.progress)
+            self.progress.append(0)
             async for segment in segments:
                 self.requests.append(segment)
                 await self._step("detokenize")
+                self.progress[call] += 1
                 yield DetokenizeChunk(
                     samples=np.full(self.chunk_samples, 0.25, np.float32),
                     sample_rate_hz=config.out_sample_rate_hz or 16_000,

@@ -13,7 +13,7 @@ from taste_grpc.server.clips import ClipReader
 from taste_grpc.server.validate import RequestValidator
 from taste_grpc.settings import LimitSettings
 from tests.support import messages
-from tests.support.bad_inputs import flac
+from tests.support.bad_clips import flac
 from tests.support.recording_engine import INFO
 
 VALIDATOR = RequestValidator(LimitSettings(), INFO)

@@ -61,12 +61,24 @@ def test_arrays_of_the_standard_library() -> None:
         assert floats.data == struct.pack("<2f", 0.5, -0.25)
 
 
-def test_numpy_arrays_strided_and_of_two_channels() -> None:
-    np = pytest.importorskip("numpy")
-    samples = np.arange(12, dtype=np.float32).reshape(2, 6).T / 16  # [6, 2], not contiguous
-    clip = audio_clip(samples, 48000)
-    assert clip.format.channels == 2
-    assert clip.data == np.ascontiguousarray(samples).tobytes()
+def test_lists_of_numbers() -> None:
+    assert audio_clip([0.5, -0.25], 16000) == audio_clip(array.array("f", [0.5, -0.25]), 16000)
+    assert audio_clip((1, -2), 16000) == audio_clip(array.array("h", [1, -2]), 16000)
+    assert audio_clip([0, 0.5], 16000).format.encoding == common_pb2.AUDIO_ENCODING_FLOAT32LE
+    with pytest.raises(ValueError, match="samples of 16 bit"):
+        audio_clip([0, 40_000], 16000)
+    with pytest.raises(TypeError, match="has numbers, of one channel"):
+        audio_clip([[0.5], [0.5]], 16000)  # type: ignore[list-item]
+
+
+def test_open_files(tmp_path: Path) -> None:
+    path = tmp_path / "x.wav"
+    path.write_bytes(wav_bytes())
+    with path.open("rb") as file:
+        assert audio_clip(file) == audio_clip(path)
+    assert audio_clip(io.BytesIO(b"\x01\x00"), 8000) == audio_clip(b"\x01\x00", 8000)
+    with pytest.raises(TypeError, match="it must be opened for bytes"):
+        audio_clip(io.StringIO("text"))  # type: ignore[arg-type]
 
 
 def test_refusals_name_what_is_wrong(tmp_path: Path) -> None:

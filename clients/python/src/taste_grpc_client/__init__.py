@@ -23,6 +23,7 @@ from taste_grpc_client.errors import (
     OverloadedError,
     ServerError,
     TasteClientError,
+    TlsError,
     UnavailableError,
     UnimplementedError,
 )
@@ -68,6 +69,7 @@ __all__ = [
     "TasteClientError",
     "TasteFileError",
     "Tls",
+    "TlsError",
     "UnavailableError",
     "UnimplementedError",
     "WavWriter",

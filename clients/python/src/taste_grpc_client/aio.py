@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from functools import partial
 from types import TracebackType
-from typing import Any, Generic, Self, TypeVar, Unpack
+from typing import Any, Generic, Self, TypeAlias, TypeVar, Unpack
 
 import grpc
 import grpc.aio
@@ -22,7 +23,7 @@ from taste.v1.taste_pb2 import (
 from taste.v1.taste_pb2_grpc import TasteServiceStub
 from taste_grpc_client.audio import AudioSource
 from taste_grpc_client.connection import DEFAULT_TARGET, Connection
-from taste_grpc_client.errors import CallCancelledError, TasteClientError
+from taste_grpc_client.errors import TasteClientError, cancelled_call
 from taste_grpc_client.requests import (
     Emit,
     GenerateOptions,
@@ -33,11 +34,15 @@ from taste_grpc_client.requests import (
     tokenize_request,
     voice_of,
 )
-from taste_grpc_client.retry import Retry
+from taste_grpc_client.retry import Attempts, Retry
 from taste_grpc_client.security import Tls
-from taste_grpc_client.streams import Answer, AnySpoken, FormatRepeater, OnResult, SpokenRequests
+from taste_grpc_client.spoken_requests import AnySpoken, AsyncRequests
+from taste_grpc_client.streams import Answer, FormatRepeater, OnResult, StreamState
 
 _T = TypeVar("_T")
+_Speech: TypeAlias = """tuple[
+    Callable[[], Any], Callable[[grpc.StatusCode, str, Any], TasteClientError], StreamState[DetokenizeResponse]
+]"""
 
 
 class _Status:
@@ -71,57 +76,72 @@ class AsyncResultStream(Generic[_T]):
     """The results of a streaming call, to be iterated once, by one task.
 
     Leaving the `async with` block, or `cancel`, ends the call on the server too; so does cancelling the reading task.
-    An error is raised once, and ends the iteration.
+    An error is raised once, and ends the iteration. A call that is refused before its first result is begun again as
+    `Retry` says, while the stream is being read.
     """
 
     def __init__(
         self,
-        call: Any,
+        start: Callable[[], Any],
         error_of: Callable[[grpc.StatusCode, str, Any], TasteClientError],
-        convert: Callable[[_T], _T] | None = None,
-        requests: SpokenRequests | None = None,
+        state: StreamState[_T],
     ) -> None:
-        self._call = call
-        self._status = _Status(call)
-        self._results: AsyncIterator[_T] = call.__aiter__()
+        self._start = start
         self._error_of = error_of
-        self._convert = convert
-        self._requests = requests
-        self._ended = False
+        self._state = state
+        self._cancelled = asyncio.Event()
+        self._begin()
+
+    def _begin(self) -> None:
+        self._call = self._start()
+        self._status = _Status(self._call)
+        self._messages: AsyncIterator[_T] = aiter(self._call)
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> _T:
-        if self._ended:
-            raise StopAsyncIteration
-        try:
-            result = await anext(self._results)
-        except StopAsyncIteration:
-            self._ended = True
-            raise
-        except grpc.aio.AioRpcError as error:
-            self._ended = True
-            self.cancel()
-            self._raise_failure()
-            status = self._status.parts or (error.code(), error.details() or "", error.trailing_metadata())
-            raise self._error_of(*status) from None
-        except asyncio.CancelledError:
-            self._ended = True
-            self.cancel()
-            if _is_cancelled_itself():
-                raise
-            self._raise_failure()
-            raise _cancelled_call() from None
-        return self._convert(result) if self._convert else result
+        while not self._state.ended:
+            try:
+                message = await anext(self._messages)
+            except StopAsyncIteration:
+                self._state.finish()
+            except grpc.aio.AioRpcError as error:
+                status = self._status.parts or (error.code(), error.details() or "", error.trailing_metadata())
+                await self._begin_again(self._state.failure(self._error_of(*status)))
+            except asyncio.CancelledError:
+                self._state.ended = True
+                self.cancel()
+                if _is_cancelled_itself():
+                    raise
+                raise self._state.failure(cancelled_call()) from None
+            else:
+                return self._state.received(message)
+        raise StopAsyncIteration
 
-    def _raise_failure(self) -> None:
-        if self._requests is not None and self._requests.failure is not None:
-            raise self._requests.failure from None
+    async def _begin_again(self, failure: BaseException) -> None:
+        wait_s = self._state.wait_s(failure)
+        if wait_s is None:
+            self.cancel()
+            raise failure from None
+        try:
+            await asyncio.wait_for(self._cancelled.wait(), wait_s)
+        except TimeoutError:
+            self._begin()
+        except asyncio.CancelledError:
+            self._state.ended = True
+            self.cancel()
+            raise
+        else:
+            self._state.ended = True
+            raise cancelled_call()
 
     def cancel(self) -> None:
         """Ends the call; a reader gets CallCancelledError. Does nothing to a call that has ended."""
+        self._cancelled.set()
         self._call.cancel()
+        if isinstance(self._state.requests, AsyncRequests):
+            self._state.requests.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -139,15 +159,16 @@ class AsyncSpeechStream(AsyncResultStream[DetokenizeResponse]):
 
     def __init__(
         self,
-        call: Any,
+        start: Callable[[], Any],
         error_of: Callable[[grpc.StatusCode, str, Any], TasteClientError],
-        requests: SpokenRequests,
+        state: StreamState[DetokenizeResponse],
+        *,
         answer: AsyncResultStream[StreamingResult],
         results: list[StreamingResult],
     ) -> None:
-        super().__init__(call, error_of, FormatRepeater(), requests)
         self._answer = answer
         self.results = results
+        super().__init__(start, error_of, state)
 
     def cancel(self) -> None:
         """Ends both calls; a reader gets CallCancelledError. Does nothing to calls that have ended."""
@@ -195,6 +216,7 @@ class AsyncTasteClient:
 
     async def close(self) -> None:
         """As `TasteClient.close`."""
+        self._connection.closed.set()
         if self._owned is not None:
             await self._owned.close()
 
@@ -227,8 +249,9 @@ class AsyncTasteClient:
     ) -> AsyncResultStream[StreamingResult]:
         """As `TasteClient.generate`."""
         request = generate_request(segments, emit, options)
-        call = self._stub.Generate(request, **self._connection.call_options(timeout_s))
-        return AsyncResultStream(call, self._connection.error)
+        attempts = self._connection.attempts(timeout_s)
+        start = partial(self._start, self._stub.Generate, request, attempts)
+        return AsyncResultStream(start, self._connection.error, StreamState(attempts))
 
     def detokenize(
         self,
@@ -244,8 +267,7 @@ class AsyncTasteClient:
         """As `TasteClient.detokenize`. `segments`, of either kind, is read in a task; a file of `speaker` at once."""
         voice = voice_of(segments, speaker, resume_state)
         config = detokenize_config(voice, sample_rate_hz, encoding, seed, resume_state)
-        call, requests = self._start_speaking(config, segments, timeout_s)
-        return AsyncResultStream(call, self._connection.error, FormatRepeater(), requests)
+        return AsyncResultStream(*self._speech(config, segments, timeout_s))
 
     def speak(
         self,
@@ -270,36 +292,41 @@ class AsyncTasteClient:
                 if (segment := taken.take(result)) is not None:
                     yield segment
 
-        call, requests = self._start_speaking(config, spoken(), timeout_s)
-        return AsyncSpeechStream(call, self._connection.error, requests, answer, taken.results)
+        return AsyncSpeechStream(*self._speech(config, spoken(), timeout_s), answer=answer, results=taken.results)
 
-    def _start_speaking(
-        self,
-        config: DetokenizeConfig,
-        segments: AnySpoken,
-        timeout_s: float | None,
-    ) -> tuple[Any, SpokenRequests]:
-        requests = SpokenRequests(config, segments)
-        call = self._stub.Detokenize(aiter(requests), **self._connection.call_options(timeout_s))
-        requests.bind(call.cancel)
-        return call, requests
+    def _speech(self, config: DetokenizeConfig, segments: AnySpoken, timeout_s: float | None) -> _Speech:
+        """What makes a stream of a Detokenize call."""
+        requests = AsyncRequests(config, segments, self._connection.keep_bytes)
+        attempts = self._connection.attempts(timeout_s)
+
+        def start() -> Any:
+            call = self._start(self._stub.Detokenize, aiter(requests), attempts)
+            requests.bind(call.cancel)
+            return call
+
+        return start, self._connection.error, StreamState(attempts, FormatRepeater(), requests)
 
     async def _unary(self, method: Callable[..., Any], request: Any, timeout_s: float | None) -> Any:
-        try:
-            return await method(request, **self._connection.call_options(timeout_s))
-        except grpc.aio.AioRpcError as error:
-            raise self._connection.error(error.code(), error.details(), error.trailing_metadata()) from None
-        except asyncio.CancelledError:
-            if _is_cancelled_itself():
-                raise
-            raise _cancelled_call() from None
+        attempts = self._connection.attempts(timeout_s)
+        while True:
+            try:
+                return await self._start(method, request, attempts)
+            except grpc.aio.AioRpcError as caught:
+                error = self._connection.error(caught.code(), caught.details(), caught.trailing_metadata())
+            except asyncio.CancelledError:
+                if _is_cancelled_itself():
+                    raise
+                raise cancelled_call() from None
+            wait_s = attempts.wait_s(error)
+            if wait_s is None:
+                raise error
+            await asyncio.sleep(wait_s)
+
+    def _start(self, method: Callable[..., Any], request: Any, attempts: Attempts) -> Any:
+        return method(request, **self._connection.call_options(attempts))
 
 
 def _is_cancelled_itself() -> bool:
     """Whether the running task was cancelled, and not only the call it waits for; gRPC reports both in one way."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
-
-
-def _cancelled_call() -> CallCancelledError:
-    return CallCancelledError(grpc.StatusCode.CANCELLED, "cancelled by the client")

@@ -6,6 +6,7 @@ import array
 import os
 import sys
 from collections.abc import Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Protocol, TypeAlias, runtime_checkable
 
@@ -84,7 +85,7 @@ def _read(file: BinaryFile) -> bytes:
 
 
 def _list_samples(samples: Sequence[int] | Sequence[float]) -> array.array[int] | array.array[float]:
-    whole = all(isinstance(sample, int) for sample in samples)
+    whole = all(isinstance(sample, Integral) for sample in samples)  # those of numpy as well
     try:
         return array.array("h" if whole else "f", samples)
     except OverflowError:

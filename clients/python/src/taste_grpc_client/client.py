@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar, Unpack
 
@@ -21,7 +23,7 @@ from taste.v1.taste_pb2 import (
 from taste.v1.taste_pb2_grpc import TasteServiceStub
 from taste_grpc_client.audio import AudioSource
 from taste_grpc_client.connection import DEFAULT_TARGET, Connection
-from taste_grpc_client.errors import TasteClientError
+from taste_grpc_client.errors import TasteClientError, cancelled_call
 from taste_grpc_client.requests import (
     Emit,
     GenerateOptions,
@@ -32,9 +34,10 @@ from taste_grpc_client.requests import (
     tokenize_request,
     voice_of,
 )
-from taste_grpc_client.retry import Retry
+from taste_grpc_client.retry import Attempts, Retry
 from taste_grpc_client.security import Tls
-from taste_grpc_client.streams import Answer, FormatRepeater, OnResult, Spoken, SpokenRequests
+from taste_grpc_client.spoken_requests import BlockingRequests, Spoken
+from taste_grpc_client.streams import Answer, FormatRepeater, OnResult, StreamState
 
 _T = TypeVar("_T")
 
@@ -43,43 +46,50 @@ class ResultStream(Generic[_T]):
     """The results of a streaming call, to be iterated once.
 
     Leaving the `with` block, or `cancel`, ends the call on the server too; so does dropping the last reference. An
-    error is raised once, and ends the iteration.
+    error is raised once, and ends the iteration. A call that is refused before its first result is begun again as
+    `Retry` says, while the stream is being read.
     """
 
     def __init__(
-        self,
-        call: Any,
-        error_of: Callable[[grpc.RpcError], TasteClientError],
-        convert: Callable[[_T], _T] | None = None,
-        requests: SpokenRequests | None = None,
+        self, start: Callable[[], Any], error_of: Callable[[Any], TasteClientError], state: StreamState[_T]
     ) -> None:
-        self._call = call
+        self._start = start
         self._error_of = error_of
-        self._convert = convert
-        self._requests = requests
-        self._ended = False
+        self._state = state
+        self._cancelled = threading.Event()
+        self._call = start()
 
     def __iter__(self) -> Self:
         return self
 
     def __next__(self) -> _T:
-        if self._ended:
-            raise StopIteration
-        try:
-            result: _T = next(self._call)
-        except StopIteration:
-            self._ended = True
-            raise
-        except grpc.RpcError as error:
-            self._ended = True
+        while not self._state.ended:
+            try:
+                message: _T = next(self._call)
+            except StopIteration:
+                self._state.finish()
+            except grpc.RpcError as error:
+                failure = self._state.failure(self._error_of(error))
+                self._begin_again(failure)
+            else:
+                return self._state.received(message)
+        raise StopIteration
+
+    def _begin_again(self, failure: BaseException) -> None:
+        wait_s = self._state.wait_s(failure)
+        if wait_s is None:
             self.cancel()
-            if self._requests is not None and self._requests.failure is not None:
-                raise self._requests.failure from None
-            raise self._error_of(error) from None
-        return self._convert(result) if self._convert else result
+            raise failure from None
+        if self._cancelled.wait(wait_s):
+            self._state.ended = True
+            raise cancelled_call()
+        self._call = self._start()
+        if self._cancelled.is_set():  # while it was started
+            self._call.cancel()
 
     def cancel(self) -> None:
         """Ends the call, from any thread; a reader gets CallCancelledError. Does nothing to a call that has ended."""
+        self._cancelled.set()
         self._call.cancel()
 
     def __enter__(self) -> Self:
@@ -104,15 +114,16 @@ class SpeechStream(ResultStream[DetokenizeResponse]):
 
     def __init__(
         self,
-        call: Any,
-        error_of: Callable[[grpc.RpcError], TasteClientError],
-        requests: SpokenRequests,
+        start: Callable[[], Any],
+        error_of: Callable[[Any], TasteClientError],
+        state: StreamState[DetokenizeResponse],
+        *,
         answer: ResultStream[StreamingResult],
         results: list[StreamingResult],
     ) -> None:
-        super().__init__(call, error_of, FormatRepeater(), requests)
         self._answer = answer
         self.results = results
+        super().__init__(start, error_of, state)
 
     def cancel(self) -> None:
         """Ends both calls, from any thread; a reader gets CallCancelledError. Does nothing to calls that have ended."""
@@ -165,7 +176,7 @@ class TasteClient:
             has_channel=channel is not None,
         )
         self._owned = self._connection.open() if channel is None else None
-        self._stub = TasteServiceStub(channel or self._owned)  # type: ignore[arg-type]  # one of them is there
+        self._stub: Any = TasteServiceStub(channel or self._owned)  # type: ignore[arg-type]  # one of them is there
 
     def __enter__(self) -> Self:
         return self
@@ -177,12 +188,14 @@ class TasteClient:
 
     def close(self) -> None:
         """Closes the connection and ends its calls; a given channel stays open."""
+        self._connection.closed.set()
         if self._owned is not None:
             self._owned.close()
 
     def model_info(self, *, timeout_s: float | None = None) -> GetModelInfoResponse:
         """What is loaded, what it can do, and the limits as they are set."""
-        return self._unary(self._stub.GetModelInfo, GetModelInfoRequest(), timeout_s)
+        response: GetModelInfoResponse = self._unary(self._stub.GetModelInfo, GetModelInfoRequest(), timeout_s)
+        return response
 
     def tokenize(
         self,
@@ -199,7 +212,8 @@ class TasteClient:
         samples, see `audio_clip`, whose exceptions are raised too.
         """
         request = tokenize_request(audio, text, text_ids, sample_rate_hz)
-        return self._unary(self._stub.Tokenize, request, timeout_s)
+        response: TokenizeResponse = self._unary(self._stub.Tokenize, request, timeout_s)
+        return response
 
     def generate(
         self,
@@ -214,7 +228,9 @@ class TasteClient:
         The call starts at once. `emit` says when results leave; for `options` see `GenerateOptions`.
         """
         request = generate_request(segments, emit, options)
-        return ResultStream(self._stub.Generate(request, **self._connection.call_options(timeout_s)), self._error_of)
+        attempts = self._connection.attempts(timeout_s)
+        start = partial(self._start, self._stub.Generate, request, attempts)
+        return ResultStream(start, self._error_of, StreamState(attempts))
 
     def detokenize(
         self,
@@ -235,8 +251,7 @@ class TasteClient:
         """
         voice = voice_of(segments, speaker, resume_state)
         config = detokenize_config(voice, sample_rate_hz, encoding, seed, resume_state)
-        call, requests = self._start_speaking(config, segments, timeout_s)
-        return ResultStream(call, self._error_of, FormatRepeater(), requests)
+        return ResultStream(*self._speech(config, segments, timeout_s))
 
     def speak(
         self,
@@ -266,24 +281,38 @@ class TasteClient:
                 if (segment := taken.take(result)) is not None:
                     yield segment
 
-        call, requests = self._start_speaking(config, spoken(), timeout_s)
-        return SpeechStream(call, self._error_of, requests, answer, taken.results)
+        return SpeechStream(*self._speech(config, spoken(), timeout_s), answer=answer, results=taken.results)
 
-    def _start_speaking(
+    def _speech(
         self, config: DetokenizeConfig, segments: Spoken, timeout_s: float | None
-    ) -> tuple[Any, SpokenRequests]:
-        requests = SpokenRequests(config, segments)
-        call = self._stub.Detokenize(iter(requests), **self._connection.call_options(timeout_s))
-        # The thread that reads the requests must not be what keeps the call alive: dropping the stream ends it.
-        ending = weakref.WeakMethod(call.cancel)
-        requests.bind(lambda: (end := ending()) and end())
-        return call, requests
+    ) -> tuple[Callable[[], Any], Callable[[Any], TasteClientError], StreamState[DetokenizeResponse]]:
+        """What makes a stream of a Detokenize call."""
+        requests = BlockingRequests(config, segments, self._connection.keep_bytes)
+        attempts = self._connection.attempts(timeout_s)
 
-    def _unary(self, method: Callable[..., _T], request: Any, timeout_s: float | None) -> _T:
-        try:
-            return method(request, **self._connection.call_options(timeout_s))
-        except grpc.RpcError as error:
-            raise self._error_of(error) from None
+        def start() -> Any:
+            call = self._start(self._stub.Detokenize, iter(requests), attempts)
+            # The thread that reads the requests must not be what keeps the call alive: dropping the stream ends it.
+            ending = weakref.WeakMethod(call.cancel)
+            requests.bind(lambda: (end := ending()) and end())
+            return call
+
+        return start, self._error_of, StreamState(attempts, FormatRepeater(), requests)
+
+    def _unary(self, method: Callable[..., Any], request: Any, timeout_s: float | None) -> Any:
+        attempts = self._connection.attempts(timeout_s)
+        while True:
+            try:
+                return self._start(method, request, attempts)
+            except grpc.RpcError as caught:
+                error = self._error_of(caught)
+            wait_s = attempts.wait_s(error)
+            if wait_s is None:
+                raise error
+            self._connection.closed.wait(wait_s)
+
+    def _start(self, method: Callable[..., Any], request: Any, attempts: Attempts) -> Any:
+        return method(request, **self._connection.call_options(attempts))
 
     def _error_of(self, error: Any) -> TasteClientError:
         return self._connection.error(error.code(), error.details(), error.trailing_metadata())

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
+import threading
 from typing import Any
 
 import grpc
 import grpc.aio
 
-from taste_grpc_client.errors import TasteClientError, from_status
+from taste_grpc_client.errors import TasteClientError, TlsError, from_status
 from taste_grpc_client.hints import hint
 from taste_grpc_client.limits import MAX_MESSAGE_BYTES
-from taste_grpc_client.retry import Retry
+from taste_grpc_client.retry import Attempts, Retry
 from taste_grpc_client.security import Tls, is_local, token_metadata
 
 DEFAULT_TARGET = "localhost:50051"
@@ -20,6 +21,9 @@ DEFAULT_TARGET = "localhost:50051"
 
 class Connection:
     """Where a client's calls go and what they carry; the arguments are those of the clients.
+
+    Attributes:
+        closed: set when the client is.
 
     Raises:
         ValueError: they contradict each other, or would send a token where it can be read.
@@ -40,6 +44,7 @@ class Connection:
         self._target = "the given channel" if has_channel else target
         self._timeout_s = _checked_timeout(timeout_s)
         self._retry = retry
+        self.closed = threading.Event()
         self._tls = Tls() if tls is True else tls or None
         self._local = not has_channel and is_local(target)
         self._metadata = (token_metadata(token),) if token is not None else ()
@@ -68,26 +73,39 @@ class Connection:
             ("grpc.http2.bdp_probe", 0),
             ("grpc.http2.lookahead_bytes", 16384),
             ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+            # Attempts are made in Python. gRPC's own (1.85), even those it makes unasked when a connection is about to
+            # close, lose messages of a request stream, and the call ends with OK all the same.
+            ("grpc.enable_retries", 0),
         ]
         if self._local:
             # A proxy's loopback is another machine's.
             options.append(("grpc.enable_http_proxy", 0))
         if self._tls and self._tls.server_name is not None:
             options.append(("grpc.ssl_target_name_override", self._tls.server_name))
-        return options + (self._retry.channel_options() if self._retry else [("grpc.enable_retries", 0)])
+        return options
 
-    def call_options(self, timeout_s: float | None) -> dict[str, Any]:
-        """Keyword arguments of each call. `timeout_s` None takes the client's; infinity is none."""
+    def attempts(self, timeout_s: float | None) -> Attempts:
+        """Those of a call that begins now. `timeout_s` None takes the client's; infinity is none."""
         timeout_s = self._timeout_s if timeout_s is None else _checked_timeout(timeout_s)
-        return {"timeout": None if timeout_s in (None, math.inf) else timeout_s, "metadata": self._metadata or None}
+        return Attempts(self._retry, None if timeout_s == math.inf else timeout_s)
+
+    def call_options(self, attempts: Attempts) -> dict[str, Any]:
+        """Keyword arguments of the attempt that begins now. Raises ValueError when the client is closed."""
+        if self.closed.is_set():
+            raise ValueError("the client is closed")
+        return {"timeout": attempts.timeout_s, "metadata": self._metadata or None}
+
+    @property
+    def keep_bytes(self) -> int:
+        """How much of a request stream is kept for another attempt."""
+        return self._retry.buffer_bytes if self._retry else 0
 
     def error(self, code: grpc.StatusCode, details: str | None, trailers: object) -> TasteClientError:
         """The exception for a call that ended with this status."""
-        return from_status(code, self._explained(code, details or "no details"), trailers)
-
-    def _explained(self, code: grpc.StatusCode, details: str) -> str:
-        advice = hint(code, details, self._target, tls=self._tls is not None)
-        return f"{advice} ({details})" if advice else details
+        details = details or "no details"
+        found = hint(code, details, self._target, tls=self._tls is not None)
+        message = f"{found.text} ({details})" if found.text else details
+        return from_status(code, message, trailers, TlsError if found.about_tls else None)
 
 
 def _checked_timeout(timeout_s: float | None) -> float | None:

@@ -8,6 +8,7 @@
     ├── OverloadedError                     no room for another call; `retry_after_s` says when to try again
     ├── MessageTooLargeError (ValueError)   a request, or an answer, is larger than one side accepts
     ├── UnavailableError                    not reachable, loading or draining; `retry_after_s` likewise
+    │   └── TlsError                        client and server do not agree on who is who, or on TLS at all
     ├── AuthenticationError                 no, unknown or insufficient credentials
     ├── CallCancelledError                  the call was cancelled
     ├── DeadlineExceededError (TimeoutError)
@@ -22,8 +23,9 @@ unknown type) raises the usual OSError, ValueError and TypeError.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -31,6 +33,7 @@ from google.rpc import error_details_pb2, status_pb2
 
 _DETAILS_KEY = "grpc-status-details-bin"
 _REQUEST_ID_KEY = "x-request-id"
+_PUSHBACK_KEY = "grpc-retry-pushback-ms"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +51,7 @@ class StatusDetails:
     reason: str = ""
     violations: tuple[FieldViolation, ...] = ()
     retry_after_s: float | None = None
+    is_final: bool = False
     request_id: str = ""
 
 
@@ -60,6 +64,7 @@ class TasteClientError(Exception):
         reason: name of a `taste.v1.ErrorReason` value; empty when the failure did not come from the server.
         violations: the fields the server refused.
         retry_after_s: when the server suggests to try again, in seconds; None when it does not.
+        is_final: whether the server asks not to try again.
         request_id: the name of the call in the server's log; empty when not told.
     """
 
@@ -70,6 +75,7 @@ class TasteClientError(Exception):
         self.reason = details.reason
         self.violations = details.violations
         self.retry_after_s = details.retry_after_s
+        self.is_final = details.is_final
         self.request_id = details.request_id
         super().__init__(f"{code.name}: {message}" + (f" (request {self.request_id})" if self.request_id else ""))
 
@@ -97,6 +103,10 @@ class MessageTooLargeError(TasteClientError, ValueError):
 
 class UnavailableError(TasteClientError):
     """The server cannot be reached, is loading, or is draining."""
+
+
+class TlsError(UnavailableError):
+    """The connection fails before any call: a certificate is not accepted, or one side does not speak TLS."""
 
 
 class AuthenticationError(TasteClientError):
@@ -136,14 +146,21 @@ _CLASSES: dict[grpc.StatusCode, type[TasteClientError]] = {
 }
 
 
-def from_status(code: grpc.StatusCode, message: str, trailers: object) -> TasteClientError:
+def cancelled_call() -> CallCancelledError:
+    """The exception for a call that was cancelled on this side."""
+    return CallCancelledError(grpc.StatusCode.CANCELLED, "cancelled by the client")
+
+
+def from_status(
+    code: grpc.StatusCode, message: str, trailers: object, kind: type[TasteClientError] | None = None
+) -> TasteClientError:
     """The exception for a call that ended with `code`.
 
     `trailers` is the trailing metadata of a blocking call (pairs) or of an asyncio one (iterates as pairs), or None.
+    `kind` is used when something better than the status tells.
     """
-    pairs = dict(cast("Iterable[tuple[str, str | bytes]]", trailers or ()))
-    details = _parse(pairs.get(_DETAILS_KEY), str(pairs.get(_REQUEST_ID_KEY, "")))
-    return _class_of(code, details.reason, message)(code, message, details)
+    details = _details(dict(cast("Iterable[tuple[str, str | bytes]]", trailers or ())))
+    return (kind or _class_of(code, details.reason, message))(code, message, details)
 
 
 def _class_of(code: grpc.StatusCode, reason: str, message: str) -> type[TasteClientError]:
@@ -155,29 +172,34 @@ def _class_of(code: grpc.StatusCode, reason: str, message: str) -> type[TasteCli
     return _CLASSES.get(code, ServerError)
 
 
-def _parse(blob: Any, request_id: str) -> StatusDetails:
+def _details(trailers: dict[str, str | bytes]) -> StatusDetails:
     status = status_pb2.Status()
-    try:
-        status.ParseFromString(blob if isinstance(blob, bytes) else b"")
-        return _collect(status, request_id)
-    except DecodeError:  # the code and the message still hold
-        return StatusDetails(request_id=request_id)
-
-
-def _collect(status: status_pb2.Status, request_id: str) -> StatusDetails:
+    blob = trailers.get(_DETAILS_KEY)
     info = error_details_pb2.ErrorInfo()
     bad = error_details_pb2.BadRequest()
     retry = error_details_pb2.RetryInfo()
-    request = error_details_pb2.RequestInfo()
-    retry_after_s: float | None = None
-    for packed in status.details:
-        if packed.Unpack(retry):
-            retry_after_s = retry.retry_delay.seconds + retry.retry_delay.nanos * 1e-9
-        else:
-            _ = packed.Unpack(info) or packed.Unpack(bad) or packed.Unpack(request)
+    request = error_details_pb2.RequestInfo(request_id=str(trailers.get(_REQUEST_ID_KEY, "")))
+    retry_after_s, is_final = _pushback(trailers.get(_PUSHBACK_KEY))
+    with suppress(DecodeError):  # the code and the message still hold
+        status.ParseFromString(blob if isinstance(blob, bytes) else b"")
+        for packed in status.details:
+            if packed.Unpack(retry):
+                retry_after_s = retry.retry_delay.seconds + retry.retry_delay.nanos * 1e-9
+            else:
+                _ = packed.Unpack(info) or packed.Unpack(bad) or packed.Unpack(request)
     return StatusDetails(
         reason=info.reason,
         violations=tuple(FieldViolation(v.field, v.description) for v in bad.field_violations),
         retry_after_s=retry_after_s,
-        request_id=request.request_id or request_id,
+        is_final=is_final,
+        request_id=request.request_id,
+    )
+
+
+def _pushback(value: str | bytes | None) -> tuple[float | None, bool]:
+    """When to try again, and whether not to; what is no number of milliseconds means not to, as in gRPC."""
+    if value is None:
+        return None, False
+    return (
+        (int(value) / 1000, False) if isinstance(value, str) and value.isascii() and value.isdigit() else (None, True)
     )

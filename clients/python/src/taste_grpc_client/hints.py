@@ -3,38 +3,53 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 
 import grpc
 
 _VERIFY = re.compile(r"certificate_verify_failed: ([^:]*)", re.IGNORECASE)
 
 
-def hint(code: grpc.StatusCode, details: str, target: str, *, tls: bool) -> str:
-    """A sentence that helps, or an empty one. `tls`: whether the client speaks TLS."""
-    if code is grpc.StatusCode.DEADLINE_EXCEEDED and details == "Deadline Exceeded":
-        return "the call took longer than its timeout_s"
+@dataclass(frozen=True, slots=True)
+class Hint:
+    """A sentence that helps, maybe an empty one; `about_tls` when that is what the two sides disagree on."""
+
+    text: str = ""
+    about_tls: bool = False
+
+
+def hint(code: grpc.StatusCode, details: str, target: str, *, tls: bool) -> Hint:
+    """What may be wrong. `tls`: whether the client speaks TLS."""
+    if code is grpc.StatusCode.DEADLINE_EXCEEDED and "Deadline Exceeded" in details:
+        return Hint("the call took longer than its timeout_s")
     if code is grpc.StatusCode.UNIMPLEMENTED:
-        return f"what answers at {target} does not offer this method"
+        return Hint(f"what answers at {target} does not offer this method")
     if code is not grpc.StatusCode.UNAVAILABLE:
-        return ""
-    return _of_connection(details, target, tls)
-
-
-def _of_connection(details: str, target: str, tls: bool) -> str:
+        return Hint()
     words = details.lower()
+    return _of_handshake(details, words, target, tls) or _of_address(words, target) or Hint()
+
+
+def _of_handshake(details: str, words: str, target: str, tls: bool) -> Hint | None:
     if found := _VERIFY.search(details):
-        return f"the certificate of {target} is not accepted: {found[1].strip()}; Tls(ca_file=...) names authorities"
+        why = found[1].strip()
+        return Hint(f"the certificate of {target} is not accepted: {why}; Tls(ca_file=...) names authorities", True)
     if "hostname verification" in words:
-        return f"the certificate of {target} is for another name; Tls(server_name=...) says which"
+        return Hint(f"the certificate of {target} is for another name; Tls(server_name=...) says which", True)
     if "wrong_version_number" in words:
-        return f"{target} does not speak TLS"
+        return Hint(f"{target} does not speak TLS", True)
     if "security handshaker" in words:
-        return "the files of `tls` cannot be used"
-    if "connection refused" in words or "no such file or directory" in words:
-        return f"nothing listens at {target}; is the server running?"
-    if "errors resolving" in words or "name resolution" in words:
-        return f"the host of {target} is not known"
+        return Hint("the files of `tls` cannot be used", True)
     if "failed to connect" in words and ("socket closed" in words or "connection reset" in words):
+        # Not only TLS makes a server do so.
         wish = "a client certificate, Tls(cert_file=..., key_file=...)" if tls else "TLS, tls=True or Tls(...)"
-        return f"{target} hung up at once; perhaps it wants {wish}"
-    return ""
+        return Hint(f"{target} hung up at once; perhaps it wants {wish}")
+    return None
+
+
+def _of_address(words: str, target: str) -> Hint | None:
+    if "connection refused" in words or "no such file or directory" in words:
+        return Hint(f"nothing listens at {target}; is the server running?")
+    if "errors resolving" in words or "name resolution" in words:
+        return Hint(f"the host of {target} is not known")
+    return None

@@ -1,37 +1,36 @@
-"""When a refused call is tried again."""
+"""When a refused call is made again."""
 
 from __future__ import annotations
 
-import json
 import math
+import random
+import time
 from dataclasses import dataclass
 
 import grpc
 
+from taste_grpc_client.errors import MessageTooLargeError, TasteClientError, TlsError
 from taste_grpc_client.limits import MAX_MESSAGE_BYTES
 
-_SERVICE = "taste.v1.TasteService"
 _ALLOWED = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED)
-# gRPC counts no further than five attempts, and keeps sizes in 32 bits.
-_MAX_ATTEMPTS = 5
-_MAX_BUFFER_BYTES = 2**31 - 1
+_JITTER = 0.2
 
 
 @dataclass(frozen=True)
 class Retry:
-    """When a refused call is tried again; gRPC does it, within the deadline of the call.
+    """When a refused call is made again, within its deadline.
 
-    The server's own wish (RetryInfo) comes before the times given here. A stream is tried again only while
-    nothing of it has arrived.
+    The server's own wish (RetryInfo, or the trailer `grpc-retry-pushback-ms`) comes before the times given here. A
+    stream is begun again only while nothing of it has arrived; what was sent is then sent again.
 
     Attributes:
-        max_attempts: how often a call is made at most, the first time included: 2 to 5.
-        initial_backoff_s: longest wait before the second attempt; the wait is drawn at random around it.
+        max_attempts: how often a call is made at most, the first time included.
+        initial_backoff_s: wait before the second attempt, give or take a fifth.
         max_backoff_s: upper limit of such a wait.
         backoff_multiplier: how much longer each further wait is.
         codes: what is tried again: UNAVAILABLE (not reachable, loading, draining), RESOURCE_EXHAUSTED (no room).
-        buffer_bytes: how much of a call's requests is kept for another attempt; a larger call is made once. What is
-            larger than the server's `limits.max_request_bytes` will never be let in, so this should not exceed it.
+        buffer_bytes: how much of what a Detokenize call has sent is kept for another attempt; a call that sends more
+            is not begun again.
     """
 
     max_attempts: int = 4
@@ -42,32 +41,51 @@ class Retry:
     buffer_bytes: int = MAX_MESSAGE_BYTES
 
     def __post_init__(self) -> None:
-        if not 2 <= self.max_attempts <= _MAX_ATTEMPTS:
-            raise ValueError(
-                f"max_attempts: 2 to {_MAX_ATTEMPTS} were expected, not {self.max_attempts!r}; retry=None makes one"
-            )
-        for name in ("initial_backoff_s", "max_backoff_s", "backoff_multiplier"):
+        if self.max_attempts < 2:
+            raise ValueError(f"max_attempts: 2 or more were expected, not {self.max_attempts!r}; retry=None makes one")
+        for name, low in (("initial_backoff_s", 0), ("max_backoff_s", 0), ("backoff_multiplier", 1)):
             value = getattr(self, name)
-            if not (math.isfinite(value) and value > 0):
-                raise ValueError(f"{name}: a number above 0 was expected, not {value!r}")
+            if not (math.isfinite(value) and value >= low):
+                raise ValueError(f"{name}: a number from {low} up was expected, not {value!r}")
         if not self.codes or not set(self.codes) <= set(_ALLOWED):
             raise ValueError(f"codes: some of {', '.join(code.name for code in _ALLOWED)} were expected")
-        if not 0 <= self.buffer_bytes <= _MAX_BUFFER_BYTES:
-            raise ValueError(f"buffer_bytes: 0 to {_MAX_BUFFER_BYTES} was expected, not {self.buffer_bytes!r}")
+        if self.buffer_bytes < 0:
+            raise ValueError(f"buffer_bytes: 0 or more was expected, not {self.buffer_bytes!r}")
 
-    def channel_options(self) -> list[tuple[str, int | str]]:
-        """Options that make gRPC retry so."""
-        policy = {
-            "maxAttempts": self.max_attempts,
-            "initialBackoff": f"{self.initial_backoff_s:.9f}s",
-            "maxBackoff": f"{self.max_backoff_s:.9f}s",
-            "backoffMultiplier": self.backoff_multiplier,
-            "retryableStatusCodes": [code.name for code in self.codes],
-        }
-        config = {"methodConfig": [{"name": [{"service": _SERVICE}], "retryPolicy": policy}]}
-        return [
-            ("grpc.enable_retries", 1),
-            ("grpc.service_config", json.dumps(config)),
-            # gRPC would keep 256 KiB otherwise, and never retry a call that sends a recording.
-            ("grpc.per_rpc_retry_buffer_size", self.buffer_bytes),
-        ]
+    def wait_s(self, error: TasteClientError, made: int) -> float | None:
+        """How long to wait after attempt number `made` failed with `error`; None: it is not to be made again."""
+        if made >= self.max_attempts or error.code not in self.codes:
+            return None
+        if isinstance(error, MessageTooLargeError | TlsError) or error.is_final:
+            return None
+        if error.retry_after_s is not None:
+            return error.retry_after_s
+        backoff = min(self.initial_backoff_s * self.backoff_multiplier ** (made - 1), self.max_backoff_s)
+        return backoff * random.uniform(1 - _JITTER, 1 + _JITTER)
+
+
+class Attempts:
+    """The attempts of one call: how many there were, and how long there is for another."""
+
+    def __init__(self, retry: Retry | None, timeout_s: float | None) -> None:
+        self._retry = retry
+        self._deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        self._made = 1
+
+    @property
+    def timeout_s(self) -> float | None:
+        """What is left until the deadline of the call; None when it has none."""
+        return None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
+
+    def wait_s(self, error: TasteClientError) -> float | None:
+        """How long to wait for the next attempt, which is then counted; None when there is to be none."""
+        wait_s = self._retry.wait_s(error, self._made) if self._retry else None
+        # A wait that outlasts the call would only hide why it was refused.
+        if wait_s is None or (self.timeout_s is not None and wait_s >= self.timeout_s):
+            return None
+        self._made += 1
+        return wait_s
+
+    def settle(self) -> None:
+        """Something has arrived: the call is not made again."""
+        self._retry = None

@@ -193,6 +193,8 @@ def _read_words(
         raise ValueError(f"words: {len(starts)} were expected, one for each word id; the server sent {len(names)}")
     found = []
     for text, start, end in zip(names, starts, [*starts[1:], len(ids)], strict=True):
+        if not text:  # ids that spell nothing, and are not said
+            continue
         # The row of a word stands at the text id that starts it.
         row = tuple(codes.ids[start * codes.vq_dim : (start + 1) * codes.vq_dim])
         found.append(Word(text, row, tuple(ids[start:end])))

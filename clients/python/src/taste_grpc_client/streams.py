@@ -2,21 +2,64 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
-from typing import TypeAlias
+from collections.abc import Callable
+from typing import Generic, TypeAlias, TypeVar
 
 from taste.v1.common_pb2 import AudioFormat, Segment
-from taste.v1.taste_pb2 import DetokenizeConfig, DetokenizeRequest, DetokenizeResponse, StreamingResult
-from taste_grpc_client.spoken_text import SpokenText
+from taste.v1.taste_pb2 import DetokenizeResponse, StreamingResult
+from taste_grpc_client.errors import TasteClientError
+from taste_grpc_client.retry import Attempts
+from taste_grpc_client.spoken_requests import SpokenRequests
+
+_T = TypeVar("_T")
 
 OnResult: TypeAlias = Callable[[StreamingResult], object]
 """Is called with each result of an answer that is being spoken."""
 
-Spoken: TypeAlias = "SpokenText | Segment | Iterable[Segment | SpokenText]"
-"""What `detokenize` speaks: one, or several as they come."""
 
-AnySpoken: TypeAlias = "Spoken | AsyncIterable[Segment | SpokenText]"
-"""The same, for `AsyncTasteClient`."""
+class StreamState(Generic[_T]):
+    """Where a streaming call stands: how often it was begun, whether something has arrived, whether it has ended.
+
+    Args:
+        attempts: how often it may be begun.
+        convert: is applied to each message.
+        requests: of a call that streams them.
+    """
+
+    def __init__(
+        self, attempts: Attempts, convert: Callable[[_T], _T] | None = None, requests: SpokenRequests | None = None
+    ) -> None:
+        self.attempts = attempts
+        self.requests = requests
+        self.ended = False
+        self._convert = convert
+
+    def received(self, message: _T) -> _T:
+        """A message has arrived: from now on the call is not begun again."""
+        self.attempts.settle()
+        if self.requests is not None:
+            self.requests.settle()
+        return self._convert(message) if self._convert else message
+
+    def finish(self) -> None:
+        """The call has ended well. Raises what the requests failed with, if the server took that for their end."""
+        self.ended = True
+        if self.requests is not None and self.requests.failure is not None:
+            raise self.requests.failure from None
+
+    def failure(self, error: TasteClientError) -> BaseException:
+        """Why an attempt that ended with `error` has failed."""
+        if self.requests is not None and self.requests.failure is not None:
+            return self.requests.failure
+        return error
+
+    def wait_s(self, failure: BaseException) -> float | None:
+        """How long to wait until the call is begun again; None when it has ended."""
+        wait_s = None
+        if isinstance(failure, TasteClientError) and (self.requests is None or self.requests.can_repeat):
+            wait_s = self.attempts.wait_s(failure)
+        self.ended = wait_s is None
+        return wait_s
 
 
 class FormatRepeater:
@@ -47,65 +90,3 @@ class Answer:
         if self._on_result is not None:
             self._on_result(result)
         return result.segment if result.HasField("segment") else None
-
-
-class SpokenRequests:
-    """The messages of one Detokenize call.
-
-    gRPC reads them beside the caller, on a thread or in a task of its own. So what the caller's iterable raises is
-    kept in `failure`, ends the call, and is raised where the caller reads.
-    """
-
-    def __init__(self, config: DetokenizeConfig, segments: AnySpoken) -> None:
-        self._config = config
-        self._segments = [segments] if isinstance(segments, Segment | SpokenText) else segments
-        self._end: Callable[[], object] | None = None
-        self.failure: BaseException | None = None
-
-    def __iter__(self) -> Iterator[DetokenizeRequest]:
-        """The messages, from an iterable."""
-        yield DetokenizeRequest(config=self._config)
-        try:
-            for segment in self._plain():
-                yield _request(segment)
-        except GeneratorExit:
-            raise
-        except BaseException as error:  # SystemExit on gRPC's thread would leave the reader waiting for ever
-            self._fail(error)
-
-    async def __aiter__(self) -> AsyncIterator[DetokenizeRequest]:
-        """The messages, from an iterable of either kind."""
-        yield DetokenizeRequest(config=self._config)
-        try:
-            if isinstance(self._segments, AsyncIterable):
-                async for segment in self._segments:
-                    yield _request(segment)
-            else:
-                for segment in self._segments:
-                    yield _request(segment)
-        except Exception as error:
-            self._fail(error)
-
-    def bind(self, end: Callable[[], object]) -> None:
-        """Tells how to end the call; the iterable may have failed before that was known."""
-        self._end = end
-        if self.failure is not None:
-            end()
-
-    def _plain(self) -> Iterable[Segment | SpokenText]:
-        if isinstance(self._segments, AsyncIterable):
-            raise TypeError("segments: an asynchronous iterable is for AsyncTasteClient")
-        return self._segments
-
-    def _fail(self, error: BaseException) -> None:
-        self.failure = error
-        if self._end is not None:
-            self._end()
-
-
-def _request(segment: object) -> DetokenizeRequest:
-    if isinstance(segment, SpokenText):
-        segment = segment.segment()
-    if not isinstance(segment, Segment):
-        raise TypeError(f"segments: a Segment or a SpokenText was expected, not {type(segment).__name__}")
-    return DetokenizeRequest(segment=segment)

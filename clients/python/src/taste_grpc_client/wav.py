@@ -30,6 +30,7 @@ class WavWriter:
 
     def __init__(self, target: str | os.PathLike[str] | IO[bytes]) -> None:
         self._target = target
+        self._file: IO[bytes] | None = None
         self._wave: wave.Wave_write | None = None
         self._format = AudioFormat()
         self._samples = 0
@@ -58,8 +59,11 @@ class WavWriter:
     def _open(self, form: AudioFormat) -> wave.Wave_write:
         if form.encoding not in (AUDIO_ENCODING_LINEAR16, AUDIO_ENCODING_FLOAT32LE) or form.sample_rate_hz <= 0:
             raise ValueError("format: LINEAR16 or FLOAT32LE and its sample rate were expected in the first message")
-        target = self._target if not isinstance(self._target, os.PathLike) else os.fspath(self._target)
-        opened = wave.open(target, "wb")  # noqa: SIM115  # `close` closes it
+        if isinstance(self._target, str | os.PathLike):
+            self._file = open(self._target, "wb")  # noqa: SIM115  # `close` closes it
+            opened = wave.Wave_write(self._file)
+        else:
+            opened = wave.Wave_write(self._target)
         opened.setnchannels(1)
         opened.setsampwidth(_BYTES_PER_SAMPLE)
         opened.setframerate(form.sample_rate_hz)
@@ -70,6 +74,8 @@ class WavWriter:
         """Completes the file. Does nothing the second time."""
         if self._wave is not None:
             self._wave.close()
+        if self._file is not None:
+            self._file.close()
 
     def __enter__(self) -> Self:
         return self
