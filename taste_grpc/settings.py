@@ -164,6 +164,13 @@ class Settings(BaseSettings):
     threads: Annotated[int, Field(ge=1, le=1_024)] | None = None
     """Threads of one model computation on the CPU; None lets the engine choose."""
 
+    cache_mib: Annotated[int, Field(ge=16, le=1 << 22)] | None = None
+    """Keys and values of all calls together; None takes a quarter of the memory of the device."""
+    deterministic: bool = False
+    """A call gives the same to the bit whatever runs beside it, at some cost."""
+    flush_after_ms: Annotated[int, Field(ge=0, le=60_000)] = 100
+    """How long the end of a segment waits for the next one, so that the joint cannot be heard."""
+
     host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65_535)] = 50_051
     """0 takes any free one; `port_file` and the log tell which."""

@@ -212,6 +212,9 @@ def _engine_maker(settings: Settings) -> Callable[[], Engine]:
                 threads=settings.threads,
                 max_text_tokens=settings.limits.max_text_tokens,
                 admission=settings.admission,
+                cache_mib=settings.cache_mib,
+                deterministic=settings.deterministic,
+                flush_after_ms=settings.flush_after_ms,
             )
         )
 
