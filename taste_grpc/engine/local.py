@@ -111,6 +111,7 @@ class LocalEngine:
         loaded, machine = await self._loop.run(self._load)
         self._loop.attach(machine)
         await self._loop.do(_warm_up(loaded), CallAbort())
+        machine.reset_counters()
         threads = (self._loop, self._asr_thread, self._audio_thread)
         hearing = Hearing(loaded, *threads, self.settings.max_text_tokens)
         self._state = _Started(loaded, machine, hearing)

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from taste_grpc.audio import Waveform
 from taste_grpc.engine import (
     DetokenizeConfig,
     EngineSettings,
+    EngineStats,
     GenerateRequest,
     LocalEngine,
     SegmentInput,
@@ -124,14 +126,19 @@ async def test_every_answer_tells_what_was_spent_waiting(engine: LocalEngine, me
 async def test_a_cancelled_waiter_leaves_no_trace(engine: LocalEngine) -> None:
     async with aclosing(engine.generate(LONG)) as running:
         await anext(running)
-        before = engine.stats()
+        before = calls(engine)
         for _ in range(3):
             waiting = asyncio.create_task(call(engine, "generate"))
             await until(lambda: engine.stats().waiting_calls == 1)
             waiting.cancel()
             await asyncio.wait([waiting])
             assert waiting.cancelled()
-            assert engine.stats() == before
+            assert calls(engine) == before
+
+
+def calls(engine: LocalEngine) -> EngineStats:
+    """The counters of calls; those of steps go on while a call runs."""
+    return replace(engine.stats(), decode_steps=0, extra={})
 
 
 async def test_draining_refuses_those_who_wait_and_lets_the_running_finish() -> None:
@@ -159,17 +166,21 @@ async def test_calls_that_outlast_the_grace_are_aborted() -> None:
             async for _ in engine.generate(LONG):
                 pass
 
+        asked = asyncio.Event()
+
+        async def nothing() -> AsyncIterator[SegmentInput]:
+            asked.set()
+            async for segment in never(engine):
+                yield segment
+
         async def listen() -> None:
-            async for _ in engine.detokenize(config(), never(engine)):
+            async for _ in engine.detokenize(config(), nothing()):
                 pass
 
         calls = [asyncio.create_task(read_on()), asyncio.create_task(listen())]
         begun = engine.stats().decode_steps
-        await until(
-            lambda: (
-                engine.stats().decode_steps >= begun + 3 and len(engine._running) == 2 and any(engine._running.values())
-            )
-        )
+        await until(lambda: engine.stats().decode_steps >= begun + 3 and asked.is_set())
+        assert engine.stats().active_calls == 2
         await engine.drain(0)
         for ended in await asyncio.gather(*calls, return_exceptions=True):
             assert isinstance(ended, UnavailableError), repr(ended)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -16,7 +15,6 @@ import pytest_asyncio
 
 from taste.v1 import common_pb2, taste_pb2, taste_pb2_grpc
 from taste_grpc.engine import EngineSettings, LocalEngine
-from taste_grpc.model.spoken_lm.kv_slots import KeyValueSlots
 from taste_grpc.speech import sample_recordings
 from tests.support import messages
 from tests.support.details import read_failure
@@ -180,7 +178,8 @@ async def test_cancel_of_calls_that_nobody_reads(live: Live):
         for call in calls:
             call.cancel()
         await until(lambda: live.engine.stats().active_calls == 0)
-    assert not any(type(thing) is KeyValueSlots for thing in gc.get_objects())
+    held = live.engine.stats().extra
+    assert (held["kv_bytes"], held["live_slots"]) == (0, 0)
 
 
 async def test_calls_side_by_side_do_not_disturb_each_other(live: Live):

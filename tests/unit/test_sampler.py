@@ -133,9 +133,8 @@ def test_rows_of_a_batch_have_the_candidates_of_each_alone(seed: int, rows: int,
         assert own.cumulative.tolist() == alone.cumulative.tolist()
         assert own.ids[0] == logits[row].argmax()
         best = sorted(range(size), key=lambda k, row=row: (-float(logits[row, k]), k))
-        if len(own.ids) < size and top_p > 0:  # of equal scores, some at the end may have been left out
-            distinct = int((own.logits > own.logits[-1]).sum())
-            assert own.ids[:distinct].tolist() == best[:distinct]
+        count = len(own.kept(top_p)[0])
+        assert own.kept(top_p)[0].tolist() == best[:count]
 
 
 def test_a_batch_draws_what_each_call_draws_alone() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -64,7 +65,7 @@ def test_nobody_waits_for_more_than_one_piece_of_each_other_job(pieces: list[int
     assert sorted(order) == sorted(job for job, count in enumerate(pieces) for _ in range(count))
     for job in range(len(pieces)):
         places = [place for place, other in enumerate(order) if other == job]
-        for start, end in zip(places, places[1:], strict=False):
+        for start, end in pairwise(places):
             between = order[start + 1 : end]
             assert len(between) == len(set(between))
 
