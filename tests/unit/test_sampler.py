@@ -144,6 +144,16 @@ def test_what_was_drawn_is_history_too() -> None:
     assert own.history == {START, GO_ON, 2}
 
 
+@pytest.mark.parametrize("temperature", [5e-324, 1e-45, 1e-38, 1e-9])
+def test_the_lowest_temperatures_take_the_likeliest(temperature: float) -> None:
+    own = sampler(text_top_p=1.0, text_temperature=temperature)
+    logits = own.ban(torch.linspace(3, -3, SETS.vocab_size) * 1000)
+    ids, probabilities = own.text_probabilities(logits)
+    assert probabilities.isfinite().all()
+    assert own.draw_text(logits) == int(ids[probabilities.argmax()]) == 0
+    assert own.draw_text(logits.flip(0)) == SETS.vocab_size - 1
+
+
 def test_greedy_knows_neither_penalty_nor_temperature() -> None:
     own = sampler(repetition_penalty=100.0, text_temperature=0.01, history=[START])
     assert own.draw_text(wanting(START)) == START

@@ -22,6 +22,7 @@ from taste_grpc.model.random import CounterRandom, Stream, pick
 from taste_grpc.model.text.tokens import TokenSets
 
 BANNED_LOGIT = -100000.0
+_LOWEST_TEMPERATURE = 1e-30  # greedy all the same; below, logits leave the range of float32
 _FIRST_CANDIDATES = 64  # enough for every usual top_p; the search widens when it is not
 
 
@@ -213,7 +214,7 @@ class Sampler:
             seen = torch.isin(ids, torch.tensor(list(self.history), dtype=ids.dtype, device=ids.device))
             penalised = torch.where(values < 0, values * params.repetition_penalty, values / params.repetition_penalty)
             values = torch.where(seen, penalised, values)
-        return ids, (values / params.text_temperature).softmax(-1)
+        return ids, (values / max(params.text_temperature, _LOWEST_TEMPERATURE)).softmax(-1)
 
     def ban(self, logits: Tensor) -> Tensor:
         """`logits` `[V]` as float32 with the banned ids, but not the call's own stop id, at BANNED_LOGIT."""
