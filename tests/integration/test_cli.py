@@ -173,6 +173,19 @@ def test_with_json_a_failure_is_an_object_on_stderr(arguments: tuple[str, ...], 
     assert all(found["description"] for found in error["fields"])
 
 
+def test_a_command_may_be_started_with_closed_streams(tmp_path: Path):
+    """By a shell's `2>&-`; what would have been written there is lost, and nothing else happens."""
+    out = tmp_path / "edited.taste.json"
+    words = 'edit "$1" --list --replace 0=try --out "$2"'
+    for closing in (">&-", "2>&-", "<&- >&- 2>&-"):
+        out.unlink(missing_ok=True)
+        script = f'"$0" -m taste_grpc {words} {closing}'
+        file = tmp_path / "said.taste.json"
+        SpokenText([Word("fail", (1, 2, 3, 4))]).save(file)
+        done = subprocess.run(["sh", "-c", script, sys.executable, file, out], env=environment(), check=False)
+        assert (done.returncode, SpokenText.load(out).text) == (0, "try")
+
+
 def test_a_bad_environment_variable_is_one_line():
     done = here("serve", TASTE_PORT="lots")
     assert (done.returncode, done.stdout) == (1, "")
