@@ -7,6 +7,7 @@ import shutil
 import sys
 from pathlib import Path
 
+from taste_grpc.cli.failure import FAILURE, INTERRUPTED
 from taste_grpc.cli.talk import print_talked
 from taste_grpc.errors import TasteError
 from taste_grpc.own_server import own_server
@@ -24,7 +25,9 @@ def main() -> int:
         _run()
     except (TasteError, TasteClientError, OSError) as error:
         print(f"demo: {error}", file=sys.stderr)
-        return 1
+        return FAILURE
+    except KeyboardInterrupt:
+        return INTERRUPTED
     return 0
 
 

@@ -6,7 +6,8 @@ Needs matplotlib, which the extra `plot` installs; it is imported when something
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,15 @@ def save_plot(path: Path, utterances: Sequence[Utterance]) -> None:
         OSError: the file cannot be written.
     """
     check_plot(path)
+    with _style():
+        figure = _draw(utterances)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=_DOTS_PER_INCH)
+
+
+@contextmanager
+def _style() -> Iterator[None]:
+    """Fonts for many languages, as far as they are installed."""
     from matplotlib import rc_context
     from matplotlib.font_manager import get_font_names
 
@@ -115,9 +125,7 @@ def save_plot(path: Path, utterances: Sequence[Utterance]) -> None:
     fonts = [name for name in _FONTS if name in installed] or list(_FONTS[:1])
     with rc_context({"font.family": fonts}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # a box is drawn for it
-        figure = _draw(utterances)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=_DOTS_PER_INCH)
+        yield
 
 
 def _draw(utterances: Sequence[Utterance]) -> Any:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from taste_grpc.cli.failure import usage_error
+from taste_grpc.cli.failure import CommandError, usage_error
 from taste_grpc.cli.progress import ProgressLine
 
 if TYPE_CHECKING:
@@ -105,6 +105,8 @@ class ServerOptions:
             given = [f"--{name.replace('_', '-')}" for name in remote if getattr(self, name)]
             if given:
                 raise usage_error(given[0], "goes with --server")
+        elif not self.server.strip():
+            raise usage_error("--server", "HOST:PORT is expected")
         elif self.model is not None:
             raise usage_error("--model", "goes with a server that is started here; --server names a running one")
         if self.token is not None and self.token_file is not None:
@@ -152,10 +154,19 @@ def connected(options: ServerOptions, progress: ProgressLine) -> Iterator[TasteC
             try:
                 client = TasteClient(options.server, **options.client_arguments())
             except ValueError as error:
-                raise usage_error("--server", str(error)) from None
+                raise _as_options(error) from None
         else:
             client = TasteClient(stack.enter_context(_own_server(options, progress)), timeout_s=options.timeout)
         yield stack.enter_context(client)
+
+
+def _as_options(error: ValueError) -> CommandError:
+    """What the client has against its arguments, in terms of the options they come from."""
+    argument, _, reason = str(error).partition(": ")
+    option = "--" + argument.replace(".", "-").replace("_", "-").removesuffix("-file")
+    for name, flag in (("allow_plaintext_token=True", "--allow-plaintext-token"), ("`tls`", "--tls")):
+        reason = reason.replace(name, flag)
+    return usage_error(option, reason)
 
 
 @contextmanager

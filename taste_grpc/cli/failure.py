@@ -59,7 +59,7 @@ def _arguments_error(error: Any) -> tuple[int, dict[str, Any]]:
     said, context, parameter = error.format_message(), getattr(error, "ctx", None), getattr(error, "param", None)
     hint = f" (see '{context.command_path} --help')" if context is not None and said.strip() else ""
     name = "" if parameter is None else parameter.metavar if parameter.opts[0][:1] != "-" else parameter.opts[0]
-    fields = [{"field": name, "description": error.message}] if name else []
+    fields = [{"field": name, "description": error.message or said}] if name else []
     return getattr(error, "exit_code", USAGE), {"message": said.strip() + hint, "fields": fields}
 
 

@@ -136,8 +136,7 @@ def _show(results: Iterable[StreamingResult], progress: ProgressLine, as_json: b
     if not as_json:
         _write("\n")
         words = sum(len(result.segment.tokens.words) for result in answer)
-        took_s = answer[-1].timing.elapsed_ms / 1000
-        typer.echo(f"ended by {_reason(answer[-1])} after {words} words and {took_s:.1f} s", err=True)
+        typer.echo(f"ended by {_reason(answer[-1])} after {words} words", err=True)
     return answer
 
 

@@ -25,11 +25,9 @@ def info(server: ServerOptions, as_json: JsonOption = False) -> None:
 
 
 def _print(content: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
+    from taste_grpc.cli.output import show, table
 
-    table = Table(show_header=False)
+    rows = []
     for name, value in content.items():
         if name == "parts":
             value = ", ".join(f"{part['name']} {'trained' if part['trained'] else 'RANDOM'}" for part in value)
@@ -37,5 +35,5 @@ def _print(content: dict[str, Any]) -> None:
             value = ", ".join(f"{token['name']} {token['id']}" for token in value)
         elif name == "limits":
             value = "\n".join(f"{limit} {bound}" for limit, bound in value.items())
-        table.add_row(name, Text(value if isinstance(value, str) else json.dumps(value)))
-    Console(highlight=False).print(table)
+        rows.append((name, value if isinstance(value, str) else json.dumps(value)))
+    show(table(rows))

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from taste_grpc.cli.connection import JsonOption, ServerOptions, connected
+from taste_grpc.cli.failure import usage_error
 from taste_grpc.cli.files import read_clip
 from taste_grpc.cli.numbers import int32, uint64
 from taste_grpc.cli.progress import ProgressLine
+from taste_grpc.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from taste_grpc.talk import Talked, TalkOptions
@@ -50,43 +52,68 @@ class AnswerOptions:
         )
 
 
-def talk(
-    recording: Annotated[
-        Path,
-        typer.Argument(metavar="FILE", exists=True, dir_okay=False, help="WAV, FLAC, OGG or MP3, at most 30 s."),
-    ],
-    answer: AnswerOptions,
-    server: ServerOptions,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Where the answer is saved, as WAV.")] = Path("answer.wav"),
+@dataclass(frozen=True)
+class FileOptions:
+    """What is saved."""
+
+    out: Annotated[Path, typer.Option("--out", "-o", help="Where the answer is saved, as WAV.")] = Path("answer.wav")
     plot: Annotated[
         Path | None,
         typer.Option(
             metavar="PNG", help="Draw waveform, mel and the places of words and codes, of question and answer."
         ),
-    ] = None,
+    ] = None
+
+    def check(self) -> None:
+        """Raise CommandError or PlotUnavailableError when no plot can be drawn."""
+        from taste_grpc.plot import check_plot
+
+        if self.plot is None:
+            return
+        try:
+            check_plot(self.plot)
+        except InvalidInputError as error:
+            raise usage_error("--plot", error.description) from None
+
+    def save(self, recording: Path, talked: Talked) -> None:
+        """Write the files."""
+        from taste_grpc.plot import save_plot
+        from taste_grpc.talk import save, utterances
+
+        save(talked, self.out)
+        if self.plot is not None:
+            save_plot(self.plot, utterances(recording, talked))
+
+    def as_json(self) -> dict[str, str]:
+        """Where they are."""
+        return {"audio_file": str(self.out), **({} if self.plot is None else {"plot_file": str(self.plot)})}
+
+
+def talk(
+    recording: Annotated[Path, typer.Argument(metavar="FILE", help="WAV, FLAC, OGG or MP3, at most 30 s.")],
+    answer: AnswerOptions,
+    files: FileOptions,
+    server: ServerOptions,
     as_json: JsonOption = False,
 ) -> None:
     """Ask a spoken question: hear it, answer it, say the answer while it is being made."""
-    from taste_grpc.plot import check_plot, save_plot
-    from taste_grpc.talk import save, utterances
     from taste_grpc.talk import talk as run_talk
 
-    read_clip("FILE", recording)
-    if plot is not None:
-        check_plot(plot)
+    read_clip("FILE", recording)  # before a server is started for nothing
+    files.check()
     with ProgressLine(shown=not as_json) as progress, connected(server, progress) as client:
         progress.say("listening")
         teller = _Teller(progress, quiet=as_json)
         talked = run_talk(client, recording, answer.talk_options(), on_transcript=teller.heard, on_words=teller.answers)
-        save(talked, out)
-        if plot is not None:
-            save_plot(plot, utterances(recording, talked))
+    if not as_json:
+        typer.echo("")
+    files.save(recording, talked)
     if as_json:
-        files = {"audio_file": str(out), **({"plot_file": str(plot)} if plot is not None else {})}
-        typer.echo(json.dumps({**talked.as_json(), **files}, ensure_ascii=False))
+        typer.echo(json.dumps({**talked.as_json(), **files.as_json()}, ensure_ascii=False))
         return
-    typer.echo("")
-    print_talked(talked, out)
+    print_talked(talked, files.out)
+    if files.plot is not None:
+        typer.echo(f"question and answer are drawn in {files.plot}")
 
 
 class _Teller:
@@ -110,17 +137,10 @@ class _Teller:
 
 def print_talked(talked: Talked, out: Path) -> None:
     """Show what came of `talk`, for people."""
-    from rich.console import Console
-    from rich.table import Table
+    from taste_grpc.cli.output import show, table
 
-    console = Console(highlight=False)
-    console.print("latency, from the sending of the recording:")
-    table = Table()
-    table.add_column("event")
-    table.add_column("ms", justify="right")
-    for name, value in talked.latency_ms.items():
-        table.add_row(name, f"{value:.0f}")
-    console.print(table)
-    console.print(f"ended by {talked.completion_reason}; {talked.audio.duration_ms / 1000:.2f} s of audio in {out}")
+    rows = [(name, f"{value:.0f}") for name, value in talked.latency_ms.items()]
+    show("latency, from the sending of the recording:", table(rows, ("event", "ms"), numbers=("ms",)))
+    typer.echo(f"ended by {talked.completion_reason}; {talked.audio.duration_ms / 1000:.2f} s of audio in {out}")
     if talked.random_parts:
-        console.print(f"random weights, so what they make means nothing: {', '.join(talked.random_parts)}")
+        typer.echo(f"random weights, so what they make means nothing: {', '.join(talked.random_parts)}")

@@ -24,19 +24,13 @@ def model_json(info: GetModelInfoResponse) -> dict[str, Any]:
 
 def print_words(spoken: SpokenText) -> None:
     """Show the words of `spoken`, numbered as `edit --replace` counts them, on stdout."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
+    from taste_grpc.cli.output import show, table
 
-    table = Table()
-    table.add_column("#", justify="right")
-    table.add_column("word")
-    table.add_column("codes")
-    table.add_column("text ids")
-    for number, word in enumerate(spoken.words):
-        codes, text_ids = (" ".join(map(str, values)) for values in (word.codes, word.text_ids))
-        table.add_row(str(number), Text(word.text), codes, text_ids)
-    Console(highlight=False).print(table)
+    rows = [
+        (str(number), word.text, " ".join(map(str, word.codes)), " ".join(map(str, word.text_ids)))
+        for number, word in enumerate(spoken.words)
+    ]
+    show(table(rows, ("#", "word", "codes", "text ids"), numbers=("#",)))
 
 
 def print_random(info: GetModelInfoResponse) -> None:

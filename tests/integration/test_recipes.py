@@ -7,6 +7,7 @@ import json
 import math
 import re
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from tests.support.recipes import (
     DOCS,
     ROOT,
     Outcome,
+    PageRun,
     Recipe,
     comparable,
     fences,
@@ -39,30 +41,36 @@ PAGES = sorted(DOCS.glob("*.md"))
 
 
 class Book:
-    """What the recipes of each page did; a page is run when it is first asked for."""
+    """The recipes of all pages; each is run when it is first asked for, after those above it."""
 
     def __init__(self, servers: RecipeServers, root: Path) -> None:
         self._servers = servers
         self._root = root
-        self._done: dict[str, dict[str, Outcome]] = {}
+        self._runs: dict[str, PageRun] = {}
 
     @property
     def ports(self) -> dict[int, int]:
         return self._servers.ports
 
     def outcome(self, recipe: Recipe) -> Outcome:
-        if recipe.page not in self._done:
+        if recipe.page not in self._runs:
+            self.close()  # no page goes on once another has begun
             folder = self._root / recipe.page
             folder.mkdir()
             self._servers.furnish(folder)
-            self._done[recipe.page] = run_page(RECIPES[recipe.page], self._servers.ports_of(DOCS / recipe.page), folder)
-        return self._done[recipe.page][recipe.name]
+            ports = self._servers.ports_of(DOCS / recipe.page)
+            self._runs[recipe.page] = PageRun(RECIPES[recipe.page], ports, folder)
+        return self._runs[recipe.page].outcome(recipe)
+
+    def close(self) -> None:
+        for run in self._runs.values():
+            run.close()
 
 
 @pytest.fixture(scope="module")
 def book(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Book]:
-    with recipe_servers() as servers:
-        yield Book(servers, tmp_path_factory.mktemp("recipes"))
+    with recipe_servers() as servers, closing(Book(servers, tmp_path_factory.mktemp("recipes"))) as book:
+        yield book
 
 
 @pytest.mark.parametrize("recipe", [r for recipes in RECIPES.values() for r in recipes], ids=lambda recipe: recipe.name)

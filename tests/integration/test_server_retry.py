@@ -74,7 +74,7 @@ def check_pauses(engine: ReluctantEngine, refusals: int) -> None:
 
 
 @pytest.mark.parametrize("refusals", [[overloaded], [unavailable], [unavailable, overloaded, unavailable]])
-@pytest.mark.parametrize("method", ["Tokenize", "Generate", "Detokenize"])
+@pytest.mark.parametrize("method", ["Tokenize", "Generate"])
 async def test_asyncio_clients_try_again_when_they_are_told_to(method: str, refusals: list[Any]) -> None:
     engine = ReluctantEngine(*(make() for make in refusals))
     async with (
@@ -85,12 +85,9 @@ async def test_asyncio_clients_try_again_when_they_are_told_to(method: str, refu
         stub: Any = taste_pb2_grpc.TasteServiceStub(channel)
         if method == "Tokenize":
             assert (await stub.Tokenize(messages.tokenize_request())).text_ids
-        elif method == "Generate":
+        else:
             results = [result async for result in stub.Generate(messages.generate_request())]
             assert [result.index for result in results] == list(range(5))
-        else:
-            chunks = [chunk async for chunk in stub.Detokenize(iter(messages.detokenize_requests(3)))]
-            assert [chunk.index for chunk in chunks] == list(range(3))
     check_pauses(engine, len(refusals))
     assert engine.events[f"{method.lower()}:begin"] == len(refusals) + 1
 

@@ -24,7 +24,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -32,7 +32,7 @@ from tempfile import TemporaryDirectory
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 _MARKER = re.compile(r"^<!-- recipes(?:: (\w+))? -->$", re.MULTILINE)
-_TIMEOUT_S = 60.0
+_TIMEOUT_S = 150.0
 
 # --- pages --------------------------------------------------------------------------------------------
 
@@ -239,7 +239,7 @@ class Session:
         )
 
     def run(self, name: str, code: str) -> Outcome:
-        """Run `code`. A process that dies, or takes a minute, is an error."""
+        """Run `code`. A process that dies, or takes too long, is an error."""
         path = self._folder / ".recipes" / name
         path.parent.mkdir(exist_ok=True)
         path.write_text(code + "\n", encoding="utf-8")
@@ -271,36 +271,56 @@ class Session:
                 stream.close()
 
 
-def run_page(recipes: list[Recipe], ports: Mapping[int, int], folder: Path) -> dict[str, Outcome]:
-    """Run the recipes of a page in `folder`; by name, what each did.
+class PageRun:
+    """The recipes of a page, run one after the other in `folder` as far as somebody asks for them.
 
     `ports` tells where what the page calls port N really listens.
     """
-    environment = {
-        **os.environ,
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "PYTHONPATH": os.pathsep.join(str(ROOT / path) for path in ("", "clients/python/src")),
-        "GRPC_VERBOSITY": "NONE",
-        "BUF_CACHE_DIR": str(folder / ".buf"),
-        "TERM": "dumb",
-        "COLUMNS": "120",
-    }
-    sessions: dict[str, Session] = {}
-    outcomes: dict[str, Outcome] = {}
-    try:
-        for recipe in recipes:
-            if recipe.missing:
-                continue
-            session = sessions.get(recipe.language)
-            if session is None:
-                session = sessions[recipe.language] = Session(recipe.language, folder, environment)
-            done = session.run(recipe.name, _translate(recipe.code, ports))
-            back = {live: said for said, live in ports.items()}
-            outcomes[recipe.name] = Outcome(shorten(_translate(done.output, back)), done.status)
-    finally:
-        for session in sessions.values():
+
+    def __init__(self, recipes: list[Recipe], ports: Mapping[int, int], folder: Path) -> None:
+        self._recipes = iter(recipes)
+        self._ports = dict(ports)
+        self._said = {live: said for said, live in reversed(self._ports.items())}
+        self._folder = folder
+        self._sessions: dict[str, Session] = {}
+        self._outcomes: dict[str, Outcome] = {}
+
+    def outcome(self, recipe: Recipe) -> Outcome:
+        """What `recipe` did, after all before it; not to be asked of one that misses a program."""
+        while recipe.name not in self._outcomes:
+            following = next(self._recipes)
+            if not following.missing:
+                self._outcomes[following.name] = self._run(following)
+        return self._outcomes[recipe.name]
+
+    def _run(self, recipe: Recipe) -> Outcome:
+        session = self._sessions.get(recipe.language)
+        if session is None:
+            session = self._sessions[recipe.language] = Session(recipe.language, self._folder, self._environment())
+        done = session.run(recipe.name, _translate(recipe.code, self._ports))
+        return Outcome(shorten(_translate(done.output, self._said)), done.status)
+
+    def _environment(self) -> dict[str, str]:
+        return {
+            **os.environ,
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "PYTHONPATH": os.pathsep.join(str(ROOT / path) for path in ("", "clients/python/src")),
+            "GRPC_VERBOSITY": "NONE",
+            "BUF_CACHE_DIR": str(self._folder / ".buf"),
+            "TERM": "dumb",
+            "COLUMNS": "120",
+        }
+
+    def close(self) -> None:
+        """End what the recipes left running."""
+        for session in self._sessions.values():
             session.close()
-    return outcomes
+
+
+def run_page(recipes: list[Recipe], ports: Mapping[int, int], folder: Path) -> dict[str, Outcome]:
+    """Run all recipes of a page; by name, what each did."""
+    with closing(PageRun(recipes, ports, folder)) as run:
+        return {recipe.name: run.outcome(recipe) for recipe in recipes if not recipe.missing}
 
 
 def _translate(text: str, ports: Mapping[int, int]) -> str:

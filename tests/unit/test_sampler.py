@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -198,6 +199,19 @@ def test_what_was_drawn_is_history_too() -> None:
     own = sampler(history=[])
     feed(own, [START, GO_ON, 2])
     assert own.history == {START, GO_ON, 2}
+
+
+@pytest.mark.parametrize("temperature", [5e-324, 1e-45, 1e-38, 1e-9])
+def test_the_lowest_temperatures_take_the_likeliest(temperature: float) -> None:
+    own = sampler(text_top_p=1.0, text_temperature=temperature)
+    logits = torch.linspace(3, -3, SETS.vocab_size) * 1000
+    ids, probabilities = own.text_probabilities(candidates_of(own, logits))
+    assert np.isfinite(probabilities).all()
+    likeliest = int(ids[probabilities.argmax()])
+    assert own.draw_text(logits) == likeliest
+    allowed = [text_id for text_id in range(SETS.vocab_size) if text_id not in (BANNED, STOP)]
+    assert likeliest == allowed[0]
+    assert own.draw_text(logits.flip(0)) == allowed[-1]
 
 
 def test_greedy_knows_neither_penalty_nor_temperature() -> None:

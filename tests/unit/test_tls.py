@@ -226,15 +226,17 @@ def test_a_key_that_comes_after_its_certificate(files, authority, caplog):
 
 
 def test_links_are_followed(authority, tmp_path):
-    """The way Kubernetes replaces the files of a secret: a link to their directory is exchanged."""
+    """The way Kubernetes replaces the files of a secret: each is a link through a link, which is exchanged."""
     for number in (1, 2):
         (tmp_path / f"v{number}").mkdir()
         ServerFiles(tmp_path / f"v{number}", issue(authority, 90 - number))
-    link = tmp_path / "now"
-    link.symlink_to("v1")
-    tls = ServerTls(TlsSettings(cert_file=link / "server.pem", key_file=link / "server.key"), Clock())
+    (tmp_path / "data").symlink_to("v1")
+    cert, key = (tmp_path / name for name in ("server.pem", "server.key"))
+    for path in (cert, key):
+        path.symlink_to(f"data/{path.name}")
+    tls = ServerTls(TlsSettings(cert_file=cert, key_file=key), Clock())
     (tmp_path / "next").symlink_to("v2")
-    (tmp_path / "next").replace(link)
+    (tmp_path / "next").replace(tmp_path / "data")
     assert tls.refresh()
     assert tls.certificate.not_after == NOW + 88 * DAY
 

@@ -24,6 +24,7 @@ from taste_grpc.model.spoken_lm.candidates import Candidates, Floats, Integers, 
 from taste_grpc.model.text.tokens import TokenSets
 
 BANNED_LOGIT = -100000.0
+_LOWEST_TEMPERATURE = 1e-30  # greedy all the same; below, logits leave the range of float32
 
 
 class Action(IntEnum):
@@ -213,7 +214,7 @@ class Sampler:
             penalty = np.float32(params.repetition_penalty)
             seen = np.fromiter((text_id in self.history for text_id in ids.tolist()), bool, len(ids))
             values = np.where(seen, np.where(values < 0, values * penalty, values / penalty), values)
-        return ids, _softmax(values / np.float32(params.text_temperature))
+        return ids, _softmax(values / np.float32(max(params.text_temperature, _LOWEST_TEMPERATURE)))
 
     def choose(self, candidates: Candidates) -> int:
         """The next text id."""
