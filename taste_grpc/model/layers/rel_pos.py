@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from taste_grpc.errors import CheckpointError, InvalidInputError
 from taste_grpc.model.abort import AbortCheck, never_abort
 from taste_grpc.model.layers.positional_keys import PositionalKeys
-from taste_grpc.model.layers.products import fill_rows, product
+from taste_grpc.model.layers.products import fill_rows, product, products
 from taste_grpc.model.layers.rel_pos_cache import RelPosCache, SlotPass
 from taste_grpc.model.layers.shapes import FixedShape
 from taste_grpc.model.tensor_shapes import TensorShapes
@@ -147,7 +147,7 @@ class _InputLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         linear, norm = self.out
-        out: Tensor = norm(product(linear, x))
+        out: Tensor = norm(product(linear, x).contiguous())
         return (F.relu(out) if self._legacy else out) * self._scale
 
 
@@ -186,9 +186,9 @@ class RelPosAttention(nn.Module):
         """New rows `[N, width]` of some streams, given what keeps their keys and values and mixes."""
         shape = (x.shape[0], self.heads, self.head_size)
         query, key, value = (
-            product(linear, x).reshape(shape) for linear in (self.linear_q, self.linear_k, self.linear_v)
+            out.contiguous().view(shape) for out in products((self.linear_q, self.linear_k, self.linear_v), x)
         )
-        return product(self.linear_out, attend(query, key, value).flatten(1))
+        return product(self.linear_out, attend(query, key, value).flatten(1)).contiguous()
 
     def mix(self, query: Tensor, key: Tensor, value: Tensor, positional: Tensor) -> Tensor:
         """The last T rows of one stream, `[T, heads, d_k]`, over its keys and values `[1, heads, W, d_k]`.
@@ -210,7 +210,7 @@ class RelPosAttention(nn.Module):
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         shape = (*x.shape[:2], self.heads, self.head_size)
         query, key, value = (
-            product(linear, x).view(shape).transpose(1, 2) for linear in (self.linear_q, self.linear_k, self.linear_v)
+            out.view(shape).transpose(1, 2) for out in products((self.linear_q, self.linear_k, self.linear_v), x)
         )
         return query, key, value
 
@@ -241,7 +241,7 @@ class _FeedForward(nn.Module):
         self._activation = F.silu if config.activation == "silu" else F.relu
 
     def forward(self, x: Tensor) -> Tensor:
-        return product(self.w_2, self._activation(product(self.w_1, x)))
+        return product(self.w_2, self._activation(product(self.w_1, x))).contiguous()
 
 
 class RelPosLayer(nn.Module):

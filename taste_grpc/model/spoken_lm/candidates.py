@@ -86,20 +86,27 @@ def _best(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 
 def _candidates(ids: Integers, values: Floats, probabilities: Floats) -> Candidates:
-    if len(values) > 1 and bool((values[1:] == values[:-1]).any()):
-        order = np.lexsort((ids, -values))
-        ids = ids[order]
+    if bool((values[1:] == values[:-1]).any()):
+        ids = ids[np.lexsort((ids, -values))]
     return Candidates(ids, values, np.cumsum(probabilities, dtype=np.float64).astype(np.float32))
 
 
 def _widened(found: Candidates, logits: Tensor, probabilities: Tensor, top_p: float) -> Candidates:
-    """`found`, or more of the row `[V]` when top-p may keep more, or when a lower id may have the greatest score."""
+    """`found`, or as many more of the row `[V]` as it takes to say what top-p keeps."""
     size = logits.shape[0]
+    if len(found.ids) == size or not _is_short(found, top_p):
+        return found
+    scores, shares = logits.cpu().numpy(), probabilities.cpu().numpy()
     while len(found.ids) < size and _is_short(found, top_p):
-        values, ids = logits.topk(min(_WIDENING * len(found.ids), size))
-        found = _candidates(ids.cpu().numpy(), values.cpu().numpy(), probabilities[ids].cpu().numpy())
+        count = min(_WIDENING * len(found.ids), size)
+        least = np.partition(scores, size - count)[size - count]
+        ids = np.flatnonzero(scores >= least)  # all that score as much as the last one, so that the order is definite
+        ids = ids[np.lexsort((ids, -scores[ids]))]
+        found = _candidates(ids, scores[ids], shares[ids])
     return found
 
 
 def _is_short(found: Candidates, top_p: float) -> bool:
-    return bool(found.cumulative[-1] <= top_p) or bool(found.logits[-1] == found.logits[0])
+    """Whether ids that are not among `found` might be kept, or be of the same score as the last one that is."""
+    kept = max(1, int(np.searchsorted(found.cumulative, np.float32(top_p), side="right")))
+    return bool(found.logits[kept - 1] == found.logits[-1])

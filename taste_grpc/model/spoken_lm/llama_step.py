@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from taste_grpc.model.abort import AbortCheck, never_abort
-from taste_grpc.model.layers.products import product
+from taste_grpc.model.layers.products import product, products
 from taste_grpc.model.spoken_lm.kv_slots import SlotPass
 
 Attend = Callable[[int, Tensor, Tensor, Tensor, float], Tensor]
@@ -37,11 +37,10 @@ def llama_layer(
     normed = llama_norm(layer.input_layernorm, hidden)
     heads = (hidden.shape[0], -1, attention.head_dim)
     queries, keys, values = (
-        product(projection, normed).reshape(heads)
-        for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
+        out.contiguous().view(heads) for out in products((attention.q_proj, attention.k_proj, attention.v_proj), normed)
     )
     mixed = attend(index, _rotate(queries, cos, sin), _rotate(keys, cos, sin), values, attention.scaling)
-    hidden = hidden + product(attention.o_proj, mixed.flatten(1))
+    hidden = hidden + product(attention.o_proj, mixed.flatten(1)).contiguous()
     return hidden + _feed_forward(layer.mlp, llama_norm(layer.post_attention_layernorm, hidden), rowwise)
 
 
@@ -55,10 +54,10 @@ def llama_norm(norm: Any, hidden: Tensor) -> Tensor:
 
 
 def _feed_forward(mlp: Any, hidden: Tensor, rowwise: bool) -> Tensor:
-    gate = product(mlp.gate_proj, hidden)
+    gate, up = products((mlp.gate_proj, mlp.up_proj), hidden)
     # the vectorised part of a kernel and what is left over at its end may differ in the last bit
     gate = torch.stack([mlp.act_fn(row) for row in gate.contiguous()]) if rowwise else mlp.act_fn(gate)
-    return product(mlp.down_proj, gate.mul_(product(mlp.up_proj, hidden)))
+    return product(mlp.down_proj, gate.mul_(up)).contiguous()
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
