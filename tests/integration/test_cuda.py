@@ -8,8 +8,12 @@ import pytest
 import torch
 
 from taste_grpc import TasteForCausalLM, TasteProcessor
-from taste_grpc.model.spoken_lm.generation import generate_all, text_prompt
+from taste_grpc.model.layers.graphed_step import GraphedStep
+from taste_grpc.model.layers.rel_pos_static import graphed_row_step
+from taste_grpc.model.layers.shapes import FixedShape
+from taste_grpc.model.spoken_lm.generation import decode_step, generate_all, start_generations, text_prompt
 from taste_grpc.model.spoken_lm.sampler import SamplingParams, SeededDraws
+from taste_grpc.model.spoken_lm.static_step import graphed_text_step
 
 TINY = Path(__file__).parents[1] / "data" / "taste-tiny"
 
@@ -77,3 +81,82 @@ def test_rotary_frequencies_survive_a_change_of_precision_and_place() -> None:
     after = model.spoken_lm.llama.model.rotary_emb.inv_freq
     assert after.dtype == torch.float32
     assert torch.equal(after.cpu(), before)
+
+
+@pytest.fixture(scope="module")
+def on_cuda() -> TasteForCausalLM:
+    return TasteForCausalLM.from_pretrained(TINY, device="cuda", dtype="float32", show_progress=False)
+
+
+def recorded(step: GraphedStep) -> list[bool]:
+    """Whether each shape that was used has a graph."""
+    return [graph is not None for graph in step._recorded.values()]
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("fixed", [None, FixedShape(4, 8)])
+def test_steps_of_the_spoken_lm_are_recorded_and_replayed(on_cuda: TasteForCausalLM, fixed: FixedShape | None) -> None:
+    lm = on_cuda.spoken_lm
+    caches = [lm.new_cache(slots=4, capacity=600, fixed=fixed) for _ in range(2)]
+    for slot, length in enumerate([3, 20, 255, 1]):
+        rows = torch.randn(1, length, lm.hidden_dim, device="cuda") * 0.05
+        for cache in caches:
+            lm(rows, cache, [slot])
+    graphed = graphed_text_step(lm, caches[1])
+    for slots in ([0, 1, 2, 3], [2, 0], [1], [3, 2, 1], [2], [2]):
+        rows = torch.randn(len(slots), lm.hidden_dim, device="cuda") * 0.05
+        torch.testing.assert_close(graphed(rows, slots), lm.step(rows, caches[0], slots), atol=1e-3, rtol=1e-3)
+    assert all(recorded(graphed))
+    assert len(recorded(graphed)) == (1 if fixed else 6)
+    assert caches[0].lengths == caches[1].lengths
+
+
+@torch.inference_mode()
+def test_steps_of_the_speech_decoder_are_recorded_and_replayed(on_cuda: TasteForCausalLM) -> None:
+    decoder = on_cuda.speech_decoder
+    caches = [decoder.new_cache(3, 300) for _ in range(2)]
+    for slot, length in enumerate([3, 20, 255]):
+        rows = torch.randn(1, length, decoder.config.prompt_width, device="cuda")
+        for cache in caches:
+            decoder.prefill(rows, [length], cache, [slot])
+    graphed = graphed_row_step(decoder.llm, caches[1])
+    for slots in ([0, 1, 2], [2], [1, 0]):
+        units = torch.tensor([slot + 1 for slot in slots], device="cuda")
+        expected = decoder.step(units, caches[0], slots)
+        torch.testing.assert_close(
+            decoder.step(units, caches[1], slots, forward=graphed), expected, atol=1e-3, rtol=1e-3
+        )
+    assert all(recorded(graphed))
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_fixed_shapes_give_the_same_bits_in_any_company(processor: TasteProcessor, dtype: str) -> None:
+    model = TasteForCausalLM.from_pretrained(TINY, device="cuda", dtype=dtype, show_progress=False)
+    lm, rvq = model.spoken_lm, model.audio_tower.rvq
+    sets = processor.text_tokenizer.sets(lm.vocab_size)
+
+    def run(members: list[int]) -> dict[int, list[torch.Tensor]]:
+        cache = lm.new_cache(slots=8, capacity=128, fixed=FixedShape(8, 16))
+        forward = graphed_text_step(lm, cache)
+        generations = start_generations(
+            lm,
+            cache,
+            members,
+            [text_prompt(lm, range(30, 40 + 5 * k)) for k in members],
+            [SamplingParams(text_top_p=0.9, extra_words=20, max_length=12) for _ in members],
+            [SeededDraws(k, model.vq_dim) for k in members],
+            sets,
+        )
+        seen: dict[int, list[torch.Tensor]] = {k: [] for k in members}
+        while going := [(k, own) for k, own in zip(members, generations, strict=True) if not own.done]:
+            results = decode_step(lm, rvq, cache, [own for _, own in going], forward=forward)
+            for (k, _), result in zip(going, results, strict=True):
+                seen[k].append(result.text_logits.clone())
+        return seen
+
+    together = run([5, 0, 7, 3, 2])
+    for k, logits in together.items():
+        (alone,) = run([k]).values()
+        assert len(alone) == len(logits)
+        assert all(torch.equal(a, b) for a, b in zip(alone, logits, strict=True))

@@ -124,7 +124,7 @@ def test_an_aborted_pass_counts_for_nothing(tiny: Loaded) -> None:
 
 def test_memory_is_counted_in_bytes() -> None:
     cache = storage()
-    assert cache.nbytes == 2 * 2 * 3 * 2 * 16 * 4 * 4  # slots begin at whole cache lines
+    assert cache.nbytes == 2 * 2 * 3 * 2 * 16 * 4 * 4  # slots begin at whole cache lines, with a spare position
 
 
 @pytest.mark.parametrize("slots", [[0, 1], [2, 0], [1]])

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from taste_grpc.errors import CallAbortedError, CheckpointError, InvalidInputError
-from taste_grpc.model.layers.rel_pos import RelPosAttention, RelPosEncoder, RelPosEncoderConfig, sinusoids
+from taste_grpc.model.layers.rel_pos import RelPosAttention, RelPosEncoder, RelPosEncoderConfig
+from taste_grpc.model.layers.sinusoids import sinusoids
 from taste_grpc.model.tensor_shapes import TensorShapes
 
 CONFIG = RelPosEncoderConfig(input_size=6, width=16, heads=4, ffn_size=24, layers=2)

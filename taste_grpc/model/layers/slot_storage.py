@@ -16,9 +16,10 @@ _ALIGNMENT = 16  # positions; every slot then begins at the same place of a cach
 class SlotStorage:
     """Storage for `slots` calls of up to `capacity` positions each.
 
-    `keys` and `values` are `[layers, slots, kv_heads, room, head_dim]` with `room >= capacity`; `lengths[slot]` counts
-    the positions of a slot that are filled. On the CPU, memory that was never written costs nothing. `fixed` makes the
-    numbers of a call independent of its company (see `FixedShape`).
+    `keys` and `values` are `[layers, slots, kv_heads, room, head_dim]`, where `room` is a little more than `capacity`:
+    the position `capacity` is spare. `lengths[slot]` counts the positions of a slot that are filled. On the CPU, memory
+    that was never written costs nothing. `fixed` makes the numbers of a call independent of its company (see
+    `FixedShape`).
     """
 
     too_small = "positions"
@@ -36,7 +37,7 @@ class SlotStorage:
         device: torch.device,
         fixed: FixedShape | None = None,
     ) -> None:
-        room = -(-capacity // _ALIGNMENT) * _ALIGNMENT
+        room = (capacity // _ALIGNMENT + 1) * _ALIGNMENT
         shape = (layers, slots, kv_heads, room, head_dim)
         # zeros, because what a mask hides still enters products
         self.keys = torch.zeros(shape, dtype=dtype, device=device)
@@ -62,7 +63,7 @@ class SlotStorage:
 
     @property
     def room(self) -> int:
-        """Positions of a slot in memory, `capacity` or a few more."""
+        """Positions of a slot in memory."""
         return self.keys.shape[3]
 
     def reset(self, slot: int) -> None:

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from taste_grpc.errors import InvalidInputError
 from taste_grpc.model.abort import AbortCheck, never_abort
 from taste_grpc.model.layers.products import fill_rows, product
-from taste_grpc.model.layers.rel_pos import RelPosEncoder, WholeRun
+from taste_grpc.model.layers.rel_pos import RelPosEncoder
 from taste_grpc.model.layers.rel_pos_cache import RelPosCache
+from taste_grpc.model.layers.rel_pos_run import WholeRun
 from taste_grpc.model.layers.shapes import FixedShape
 from taste_grpc.model.layers.stepping import RowStep
 from taste_grpc.model.layers.transfer import to_device

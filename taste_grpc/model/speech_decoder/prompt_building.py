@@ -10,7 +10,7 @@ from torch import Tensor
 
 from taste_grpc.errors import InvalidInputError
 from taste_grpc.model.abort import AbortCheck, never_abort
-from taste_grpc.model.layers.rel_pos import WholeRun
+from taste_grpc.model.layers.rel_pos_run import WholeRun
 
 if TYPE_CHECKING:
     from taste_grpc.model.speech_decoder.decoder import SpeechDecoder

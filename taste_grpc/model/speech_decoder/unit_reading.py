@@ -9,8 +9,8 @@ from torch import Tensor
 
 from taste_grpc.model.abort import AbortCheck, never_abort
 from taste_grpc.model.layers.products import fill_rows
-from taste_grpc.model.layers.rel_pos import EncoderRun
 from taste_grpc.model.layers.rel_pos_cache import RelPosCache, SlotPass
+from taste_grpc.model.layers.rel_pos_run import EncoderRun
 from taste_grpc.model.layers.shapes import WHOLE, PieceSize
 
 if TYPE_CHECKING:
