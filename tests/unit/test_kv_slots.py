@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -77,6 +79,21 @@ def test_one_row_at_a_time_equals_a_full_recompute(tiny: Loaded) -> None:
         logits, expected = lm.text_logits(steps), lm.text_logits(alone(lm, rows))
         assert (logits - expected).abs().max() < TOLERANCE
         assert torch.equal(logits.argmax(-1), expected.argmax(-1))
+
+
+@pytest.mark.parametrize("kind", ["sdpa", "eager"])
+def test_both_attentions_read_in_parts_what_they_read_at_once(
+    tiny: Loaded, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lm = tiny.model.spoken_lm
+    monkeypatch.setattr(lm, "config", replace(lm.config, attn_implementation=kind))
+    rows = rows_for(lm, 20, seed=4)
+    cache = lm.new_cache(slots=2, capacity=24)
+    with torch.inference_mode():
+        whole = lm(rows[None], cache, [0])[0]
+        parts = [lm(rows[None, start:end], cache, [1])[0] for start, end in ((0, 9), (9, 10), (10, 20))]
+    assert (whole - alone(lm, rows)).abs().max() < TOLERANCE
+    assert (torch.cat(parts) - whole).abs().max() < TOLERANCE
 
 
 def test_a_slot_is_clean_after_a_call_that_went_wrong(tiny: Loaded) -> None:

@@ -83,7 +83,7 @@ class LayerRun:
         self._llama, self._hidden, self._run, self._kind, self._rowwise = llama, rows, run, kind, rowwise
         self._next = 0
         self._cos, self._sin = llama.rotary_emb.table(int(max(end for _, _, end in run.spans)), rows).at(run.positions)
-        self._masks = [_causal_mask(end - first, window, rows) for first, end, window in run.spans]
+        self._masks = [_causal_mask(end - first, window, rows, kind) for first, end, window in run.spans]
 
     @property
     def done(self) -> bool:
@@ -131,32 +131,43 @@ class LayerRun:
         return mixed[0] if len(mixed) == 1 else torch.cat(mixed)
 
 
-def _causal_mask(rows: int, window: int, like: Tensor) -> Tensor | None:
-    """Additive mask `[rows, window]` for the last `rows` of `window` positions; None where all may be seen."""
-    if rows == 1:
+def _causal_mask(rows: int, window: int, like: Tensor, kind: str) -> Tensor | None:
+    """Additive mask `[rows, window]` for the last `rows` of `window` positions; None where `_mix` does without."""
+    if rows == 1 or (rows == window and kind == "sdpa"):
         return None
     return torch.full((rows, window), -torch.inf, dtype=like.dtype, device=like.device).triu_(window - rows + 1)
 
 
 def _mix(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scale: float, kind: str) -> Tensor:
-    """Attention of `[T, H, d]` over `[1, kv_heads, W, d]`: `[T, H, d]`."""
+    """Attention of the last T positions `[T, H, d]` over all W, `[1, kv_heads, W, d]`: `[T, H, d]`."""
     rows, heads, size = queries.shape
-    groups = heads // keys.shape[1]
     if rows == 1:  # the heads that share a key are the rows of one product
-        grouped = queries.view(1, -1, groups, size)
-        mixed = attention(grouped, keys, values, None, scale, kind)
-        return mixed.reshape(1, heads, size)
-    if kind == "eager":
-        keys, values = keys.repeat_interleave(groups, 1), values.repeat_interleave(groups, 1)
-    mixed = attention(queries.transpose(0, 1)[None], keys, values, mask, scale, kind)
+        grouped = queries.view(1, keys.shape[1], -1, size)
+        return attention(grouped, keys, values, None, scale, kind).reshape(1, heads, size)
+    mixed = attention(queries.transpose(0, 1)[None], keys, values, mask, scale, kind, causal=mask is None)
     return mixed[0].transpose(0, 1)
 
 
-def attention(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scale: float, kind: str) -> Tensor:
-    """Softmax attention `[B, H, T, d]` of `kind` `sdpa` or `eager`, with an additive mask."""
+def attention(
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    mask: Tensor | None,
+    scale: float,
+    kind: str,
+    *,
+    causal: bool = False,
+) -> Tensor:
+    """Softmax attention of `[B, H, T, d]` over `[B, kv_heads, W, d]`, of `kind` `sdpa` or `eager`.
+
+    `mask` is added to the scores. `causal` is for T = W, without a mask, and only for `sdpa`.
+    """
+    groups = queries.shape[1] // keys.shape[1]
     if kind == "sdpa":
-        shared = queries.shape[1] != keys.shape[1]
-        return F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, scale=scale, enable_gqa=shared)
+        return F.scaled_dot_product_attention(
+            queries, keys, values, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=groups > 1
+        )
+    keys, values = keys.repeat_interleave(groups, 1), values.repeat_interleave(groups, 1)
     scores = queries @ keys.transpose(-1, -2) * scale
     scores = scores if mask is None else scores + mask
     return scores.float().softmax(-1).to(queries.dtype) @ values

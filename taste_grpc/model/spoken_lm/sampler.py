@@ -18,7 +18,7 @@ from torch import Tensor
 
 from taste_grpc.errors import InvalidInputError
 from taste_grpc.model.arguments import check_integer, check_number
-from taste_grpc.model.layers.transfer import Bits
+from taste_grpc.model.layers.transfer import Bits, to_device
 from taste_grpc.model.random import CounterRandom, Stream, pick
 from taste_grpc.model.spoken_lm.candidates import Candidates, Floats, Integers, find_candidates
 from taste_grpc.model.text.tokens import TokenSets
@@ -147,7 +147,7 @@ def ban(logits: Tensor, samplers: Sequence[Sampler]) -> Tensor:
     banned = torch.minimum(scores, sets.ceiling_on(logits.device, BANNED_LOGIT))
     stops = [(row, own.params.stop_id) for row, own in enumerate(samplers) if own.params.stop_id is not None]
     if stops:
-        rows, ids = torch.tensor(stops, device=logits.device).unbind(1)
+        rows, ids = to_device(stops, logits.device).unbind(1)
         banned[rows, ids] = scores[rows, ids]
     return banned
 
