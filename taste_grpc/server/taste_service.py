@@ -27,6 +27,7 @@ from taste_grpc.settings import LimitSettings
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+M = TypeVar("M", bound=Message)
 
 _MESSAGE_FIELDS = ("config", "segment")
 _LIGHT_BYTES = 16_384
@@ -84,8 +85,7 @@ class TasteService(taste_pb2_grpc.TasteServiceServicer):
                 return convert.generate_request(request, self._limits)
 
             lead = _Lead()
-            heavy = any(segment.HasField("audio") for segment in request.segments)
-            prepared = await self._prepare(request, heavy, prepare)
+            prepared = await self._prepare(request, _has_recordings, prepare)
             lead.end()
             async with aclosing(_closable(engine.generate(prepared))) as results:
                 async for result in results:
@@ -99,7 +99,7 @@ class TasteService(taste_pb2_grpc.TasteServiceServicer):
             config = await self._first_message(request_iterator)
             lead = _Lead()
             prepared = await self._prepare(
-                config, config.HasField("reference"), lambda: self._config(validator, config)
+                config, lambda given: given.HasField("reference"), lambda: self._config(validator, config)
             )
             lead.end()
             encoding = ENCODINGS.get(config.encoding, Encoding.LINEAR16)
@@ -167,11 +167,12 @@ class TasteService(taste_pb2_grpc.TasteServiceServicer):
             validator.detokenize_segment(segment)
             return convert.segment_input("segment", segment, ClipReader(self._limits))
 
-        return await self._prepare(segment, segment.HasField("audio"), prepare)
+        return await self._prepare(segment, lambda given: given.HasField("audio"), prepare)
 
-    async def _prepare(self, message: Message, heavy: bool, work: Callable[[], T]) -> T:
+    async def _prepare(self, message: M, has_audio: Callable[[M], bool], work: Callable[[], T]) -> T:
         """The result of `work`, done here or on a codec thread, by the weight of `message`."""
-        if heavy or message.ByteSize() > _LIGHT_BYTES:
+        # Its size first: looking for audio among millions of segments would itself hold up the event loop.
+        if message.ByteSize() > _LIGHT_BYTES or has_audio(message):
             return await self._off_loop(work)
         return work()
 
@@ -193,6 +194,10 @@ class _Lead:
     def add_to(self, timing_ms: dict[str, float]) -> None:
         """Add it to what an engine tells."""
         timing_ms["queued"] = timing_ms.get("queued", 0.0) + self._ms
+
+
+def _has_recordings(request: taste_pb2.GenerateRequest) -> bool:
+    return any(segment.HasField("audio") for segment in request.segments)
 
 
 def _closable(iterator: AsyncIterator[T]) -> AsyncGenerator[T]:
