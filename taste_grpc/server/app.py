@@ -37,6 +37,9 @@ _HEALTH_SERVICE = str(health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 _HANDSHAKE_MS = 20_000
 """Time for a caller that has connected to agree on TLS and HTTP/2; 120 s unless set."""
 
+_LAST_WORDS_S = 1.0
+"""Time for calls that the engine has ended to reach their callers, some of whom may not be reading."""
+
 _SETTLE_S = 5.0
 """Time for calls that were cut to run through their `finally`."""
 
@@ -150,12 +153,14 @@ class TasteServer:
         await _first_of(self.settings.drain_grace_s, self._gate.idle(), hurry.wait() if hurry else None)
         if self._gate.active:
             log_event(logger, logging.WARNING, "cutting calls that did not end in time", active_calls=self._gate.active)
-        await self._server.stop(grace=0)
-        await _first_of(_SETTLE_S, self._gate.idle())
         if self._engine is not None:
+            # First, as calls that it ends are told why; those that gRPC cuts off are told nothing.
             await self._engine.drain(0)
+            await _first_of(_LAST_WORDS_S, self._gate.idle())
         elif self._loading is not None:
             self._loading.cancel()
+        await self._server.stop(grace=0)
+        await _first_of(_SETTLE_S, self._gate.idle())
         self._taste.close()
         log_event(logger, logging.INFO, "stopped")
 

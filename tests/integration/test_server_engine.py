@@ -145,6 +145,31 @@ async def test_a_deadline_stops_the_decoding(live: Live):
     assert await steps_of(live, short_answer(live)) == alone
 
 
+async def test_calls_that_a_stop_cuts_off_are_told_why(chat_checkpoint: Path):
+    """One that is being answered, and one that waits for its caller."""
+    engine = LocalEngine(EngineSettings(model=chat_checkpoint, device="cpu", threads=1))
+    async with live_server(engine, drain_grace_s=0) as live:
+        speech = live.stub.Detokenize()
+        await speech.write(taste_pb2.DetokenizeRequest(config=messages.config()))
+        answer = live.stub.Generate(long_answer(live))
+        await answer.read()
+        await until(lambda: engine.stats().active_calls == 2)
+        waiting = [asyncio.create_task(read_all(call)) for call in (speech, answer)]
+        await live.server.stop()
+        for call in waiting:
+            with pytest.raises(grpc.aio.AioRpcError) as cut:
+                await call
+            failure = read_failure(cut.value)
+            assert (failure.code, failure.reason) == (grpc.StatusCode.UNAVAILABLE, "ERROR_REASON_NOT_SERVING")
+            assert failure.retry_s == 1.0
+            assert failure.request_id
+
+
+async def read_all(call: Any) -> None:
+    while await call.read() is not grpc.aio.EOF:
+        pass
+
+
 async def test_a_slow_reader_holds_the_decoding_back_and_misses_nothing(live: Live):
     request = long_answer(live)
     request.max_length = 400
