@@ -181,7 +181,9 @@ class Hearing:
     def _check_length(self, fragments: Iterable[_Fragment], where: str) -> None:
         total = sum(len(fragment.ids) for fragment in fragments)
         if total > self._max_text_tokens:
-            raise InvalidInputError(where, f"amounts to {total} text tokens; at most {self._max_text_tokens} are allowed")
+            raise InvalidInputError(
+                where, f"amounts to {total} text tokens; at most {self._max_text_tokens} are allowed"
+            )
 
     def _spell(self, fragment: _Fragment) -> None:
         """Text ids, as far as they can be told without listening; runs on the model thread, where the tokenizer is."""
