@@ -148,8 +148,8 @@ class TasteServer:
 
     async def stop(self, hurry: asyncio.Event | None = None) -> None:
         """Drain, then stop: no new calls, running ones go on until they end, the grace is over, or `hurry` is set."""
-        self._gate.drain()
         self._health.set(("", TASTE_SERVICE), serving=False)
+        self._gate.drain()
         log_event(logger, logging.INFO, "draining", active_calls=self._gate.active)
         await _first_of(self.settings.drain_grace_s, self._gate.idle(), hurry.wait() if hurry else None)
         if self._gate.active:
