@@ -5,6 +5,7 @@ from __future__ import annotations
 import hmac
 import logging
 import traceback
+from pathlib import Path
 
 import pytest
 
