@@ -94,7 +94,7 @@ class LimitSettings(BaseModel):
     min_reference_ms: Annotated[int, Field(ge=1, le=30_000)] = 1_000
     max_reference_ms: Annotated[int, Field(ge=1, le=30_000)] = 30_000
     max_resume_state_bytes: Annotated[int, Field(ge=1_024, le=1 << 24)] = 256 << 10
-    max_request_audio_ms: Annotated[int, Field(ge=1, le=3_600_000)] = 600_000
+    max_request_audio_ms: Annotated[int, Field(ge=1, le=3_600_000)] = 120_000
     """Longest audio of all segments of one request together: compressed clips decode to far more than they weigh."""
     max_idle_ms: Annotated[int, Field(ge=1, le=86_400_000)] = 300_000
     """Longest wait for the next message of a call that streams requests."""

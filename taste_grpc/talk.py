@@ -138,11 +138,8 @@ def talk(
     """Send a recording through Tokenize, Generate and Detokenize.
 
     The words of the answer are spoken while the following ones are generated. `on_words` is called on a
-    thread of gRPC's.
-
-    Raises:
-        TasteClientError: a call failed.
-        OSError, ValueError: the recording cannot be read.
+    thread of gRPC's. Raises TasteClientError when a call fails, OSError and ValueError when the recording
+    cannot be read.
     """
     info = client.model_info()
     watch = _Stopwatch()

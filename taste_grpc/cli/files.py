@@ -54,7 +54,9 @@ def save_spoken(spoken: SpokenText, path: Path) -> None:
 
 
 def require_model(place: str, spoken: SpokenText, info: GetModelInfoResponse) -> None:
-    """Raise CommandError, blaming `place`, when codes are not those of the model `info` describes."""
+    """Raise CommandError, blaming `place`, when there is nothing said, or codes are not those of the model."""
+    if not spoken.words:
+        raise CommandError(place, "has no words")
     try:
         spoken.require_model(info)
     except ValueError as error:

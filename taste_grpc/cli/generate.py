@@ -20,10 +20,10 @@ from taste_grpc.cli.progress import ProgressLine
 from taste_grpc.cli.words import print_random, words_json
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
-    from taste.v1.taste_pb2 import StreamingResult
-    from taste_grpc_client import Emit, GenerateOptions
+    from taste.v1.taste_pb2 import GetModelInfoResponse, StreamingResult
+    from taste_grpc_client import Emit, GenerateOptions, SpokenText
 
 _PANEL = "Sampling; what is not given takes the server's default"
 
@@ -104,13 +104,17 @@ def generate(
         with client.generate(history.segments(info), emit=policy, **sampling.given()) as results:
             answer = _show(results, progress, as_json)
     if out is not None:
-        from taste_grpc_client import SpokenText
-
-        save_spoken(SpokenText.from_results(answer, info, speaker=history.speaker), out)
+        save_spoken(_spoken(answer, info, history), out)
     if not as_json:
         if out is not None:
             typer.echo(f"text and codes are in {out}", err=True)
         print_random(info)
+
+
+def _spoken(answer: Sequence[StreamingResult], info: GetModelInfoResponse, history: Conversation) -> SpokenText:
+    from taste_grpc_client import SpokenText
+
+    return SpokenText.from_results(answer, info, speaker=history.speaker)
 
 
 def _policy(emit: str | None) -> Emit | None:

@@ -37,6 +37,9 @@ _HEALTH_SERVICE = str(health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 _HANDSHAKE_MS = 20_000
 """Time for a caller that has connected to agree on TLS and HTTP/2; 120 s unless set."""
 
+_LAST_WORDS_S = 1.0
+"""Time for calls that the engine has ended to reach their callers, some of whom may not be reading."""
+
 _SETTLE_S = 5.0
 """Time for calls that were cut to run through their `finally`."""
 
@@ -63,9 +66,10 @@ class TasteServer:
         self._gate = Gate()
         # DialogueService is not offered, so it never serves.
         self._health = HealthService(["", TASTE_SERVICE, DIALOGUE_SERVICE])
-        self._taste = TasteService(self._gate, settings.limits)
+        self._taste = TasteService(self._gate, settings.limits, settings.admission.max_wait_ms)
         self._server = grpc.aio.server(
-            interceptors=[CallInterceptor(self._authenticator)], options=channel_options(settings)
+            interceptors=[CallInterceptor(self._authenticator, settings.limits.max_idle_ms)],
+            options=channel_options(settings),
         )
         self._loading: asyncio.Task[ModelInfo] | None = None
         self.port = 0
@@ -144,18 +148,20 @@ class TasteServer:
 
     async def stop(self, hurry: asyncio.Event | None = None) -> None:
         """Drain, then stop: no new calls, running ones go on until they end, the grace is over, or `hurry` is set."""
-        self._gate.drain()
         self._health.set(("", TASTE_SERVICE), serving=False)
+        self._gate.drain()
         log_event(logger, logging.INFO, "draining", active_calls=self._gate.active)
         await _first_of(self.settings.drain_grace_s, self._gate.idle(), hurry.wait() if hurry else None)
         if self._gate.active:
             log_event(logger, logging.WARNING, "cutting calls that did not end in time", active_calls=self._gate.active)
-        await self._server.stop(grace=0)
-        await _first_of(_SETTLE_S, self._gate.idle())
         if self._engine is not None:
+            # First, as calls that it ends are told why; those that gRPC cuts off are told nothing.
             await self._engine.drain(0)
+            await _first_of(_LAST_WORDS_S, self._gate.idle())
         elif self._loading is not None:
             self._loading.cancel()
+        await self._server.stop(grace=0)
+        await _first_of(_SETTLE_S, self._gate.idle())
         self._taste.close()
         log_event(logger, logging.INFO, "stopped")
 

@@ -17,7 +17,7 @@ from pydantic import SecretStr, TypeAdapter, ValidationError
 from taste_grpc.errors import SettingsError, UnauthenticatedError
 from taste_grpc.observability import log_event
 from taste_grpc.server.file_stamp import file_stamps
-from taste_grpc.settings import TokenTable, distinct_tokens
+from taste_grpc.settings import MIN_TOKEN_CHARS, TokenTable, distinct_tokens
 
 logger = logging.getLogger(__name__)
 
@@ -154,9 +154,10 @@ def _read(file: Path) -> dict[str, SecretStr]:
         raise SettingsError(f"tokens_file: {file}: is no TOML {place[0] if place else ''}".rstrip()) from None
     except ValidationError as error:
         first = error.errors(include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"] if part != "[key]")
+        # A long name may be a token on the wrong side of the equals sign.
+        names = [str(part) for part in first["loc"] if part != "[key]" and len(str(part)) < MIN_TOKEN_CHARS]
         problem = str(first["msg"]).removeprefix("Value error, ")
-        raise SettingsError(f"tokens_file: {file}: {where + ': ' if where else ''}{problem}") from None
+        raise SettingsError(f"tokens_file: {file}: {''.join(f'{name}: ' for name in names)}{problem}") from None
 
 
 def _digest(token: str) -> bytes:

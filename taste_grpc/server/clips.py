@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import soundfile
@@ -19,10 +20,12 @@ class ClipReader:
     """Decodes the clips of one request, which have a limit together: compressed audio may decode to far more
     than it weighs.
 
-    Blocks for as long as decoding takes: up to 100 ms for 30 s. Not to be called on the event loop.
+    Blocks for as long as decoding takes: up to 100 ms for 30 s. Not to be called on the event loop. `still_wanted` is
+    called before each clip, and raises to stop.
     """
 
     limits: LimitSettings
+    still_wanted: Callable[[], None] = lambda: None
     read_ms: float = 0.0
 
     def clip(self, path: str, clip: common_pb2.AudioClip) -> Waveform:
@@ -34,6 +37,7 @@ class ClipReader:
         return self._decode(path, clip, self.limits.min_reference_ms, self.limits.max_reference_ms)
 
     def _decode(self, path: str, clip: common_pb2.AudioClip, min_ms: int, max_ms: int) -> Waveform:
+        self.still_wanted()
         form, encoding = clip.format, ENCODINGS[clip.format.encoding]
         rate_hz = form.sample_rate_hz if form.HasField("sample_rate_hz") else None
         channels = form.channels if form.HasField("channels") else None

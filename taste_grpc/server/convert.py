@@ -58,24 +58,23 @@ _SUMS = frozenset({"queued", "total", "since_start"})
 """Times an engine tells that are no stages."""
 
 
-def tokenize_request(request: taste_pb2.TokenizeRequest, limits: LimitSettings) -> TokenizeRequest:
+def tokenize_request(request: taste_pb2.TokenizeRequest, clips: ClipReader) -> TokenizeRequest:
     """Raises InvalidInputError for audio that cannot be read."""
     return TokenizeRequest(
-        audio=ClipReader(limits).clip("audio", request.audio),
+        audio=clips.clip("audio", request.audio),
         text=request.text if request.HasField("text") else None,
         text_ids=int64_array(request.text_ids) if request.text_ids else None,
     )
 
 
-def generate_request(request: taste_pb2.GenerateRequest, limits: LimitSettings) -> GenerateRequest:
+def generate_request(request: taste_pb2.GenerateRequest, clips: ClipReader) -> GenerateRequest:
     """Raises InvalidInputError for audio that cannot be read."""
-    clips = ClipReader(limits)
     return GenerateRequest(
         segments=tuple(
             segment_input(f"segments[{index}]", segment, clips) for index, segment in enumerate(request.segments)
         ),
         emit=_emit_policy(request.emit_policy),
-        **_generate_options(request, limits),
+        **_generate_options(request, clips.limits),
     )
 
 
@@ -110,7 +109,7 @@ def _emit_policy(policy: taste_pb2.EmitPolicy) -> EmitPolicy:
     return EmitPolicy(at_sentence_end=kind == "sentence_end")
 
 
-def detokenize_config(config: taste_pb2.DetokenizeConfig, limits: LimitSettings) -> DetokenizeConfig:
+def detokenize_config(config: taste_pb2.DetokenizeConfig, clips: ClipReader) -> DetokenizeConfig:
     """Raises InvalidInputError for a reference clip that cannot be read."""
     speaker = config.WhichOneof("speaker")
     embedding = reference = None
@@ -118,11 +117,11 @@ def detokenize_config(config: taste_pb2.DetokenizeConfig, limits: LimitSettings)
         vector = np.fromiter(config.speaker_embedding.values, np.float64)
         embedding = (vector / np.linalg.norm(vector)).astype(np.float32)
     elif speaker == "reference":
-        reference = ClipReader(limits).reference("config.reference", config.reference)
+        reference = clips.reference("config.reference", config.reference)
     return DetokenizeConfig(
         speaker_embedding=embedding,
         reference=reference,
-        out_sample_rate_hz=config.out_sample_rate_hz or _default_rate_hz(config, limits),
+        out_sample_rate_hz=config.out_sample_rate_hz or _default_rate_hz(config, clips.limits),
         seed=config.seed if config.HasField("seed") else None,
         resume_state=config.resume_state if config.HasField("resume_state") else None,
         max_chunk_words=config.max_chunk_words if config.HasField("max_chunk_words") else None,

@@ -6,7 +6,6 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from typing import Any, TypeVar, cast
 
@@ -14,12 +13,13 @@ from google.protobuf.message import Message
 
 from taste.v1 import common_pb2, taste_pb2, taste_pb2_grpc
 from taste_grpc.audio import Encoding
-from taste_grpc.engine.protocol import SegmentInput
+from taste_grpc.engine.protocol import DetokenizeConfig, GenerateRequest, SegmentInput, TokenizeRequest
 from taste_grpc.errors import IdleError, InvalidInputError
 from taste_grpc.server import convert
 from taste_grpc.server.call import current_call
 from taste_grpc.server.checks import ENCODINGS
 from taste_grpc.server.clips import ClipReader
+from taste_grpc.server.decoding import Decoding, StillWanted
 from taste_grpc.server.gate import Gate
 from taste_grpc.server.validate import RequestValidator
 from taste_grpc.settings import LimitSettings
@@ -27,6 +27,7 @@ from taste_grpc.settings import LimitSettings
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+M = TypeVar("M", bound=Message)
 
 _MESSAGE_FIELDS = ("config", "segment")
 _LIGHT_BYTES = 16_384
@@ -36,18 +37,18 @@ _LIGHT_BYTES = 16_384
 class TasteService(taste_pb2_grpc.TasteServiceServicer):
     """Validates, converts and hands over to the engine behind the gate.
 
-    Checking and decoding of large requests happens on two threads of its own. Engine
-    iterators are closed in every ending of a call, which stops their model work.
+    Checking and decoding of large requests happens on threads of its own, for which calls wait at most `max_wait_ms`.
+    Engine iterators are closed in every ending of a call, which stops their model work.
     """
 
-    def __init__(self, gate: Gate, limits: LimitSettings) -> None:
+    def __init__(self, gate: Gate, limits: LimitSettings, max_wait_ms: int) -> None:
         self._gate = gate
         self._limits = limits
-        self._codec = ThreadPoolExecutor(max_workers=2, thread_name_prefix="taste-codec")
+        self._decoding = Decoding(max_wait_ms)
 
     def close(self) -> None:
-        """Ends the codec threads; what they work on is discarded."""
-        self._codec.shutdown(wait=False, cancel_futures=True)
+        """Ends the decoding threads; what they work on is discarded."""
+        self._decoding.close()
 
     async def GetModelInfo(
         self, request: taste_pb2.GetModelInfoRequest, context: Any
@@ -61,12 +62,12 @@ class TasteService(taste_pb2_grpc.TasteServiceServicer):
         with self._gate.enter() as engine:
             validator = RequestValidator(self._limits, engine.info)
 
-            def prepare() -> Any:
+            def prepare(still_wanted: StillWanted) -> TokenizeRequest:
                 validator.tokenize(request)
-                return convert.tokenize_request(request, self._limits)
+                return convert.tokenize_request(request, ClipReader(self._limits, still_wanted))
 
             lead = _Lead()
-            prepared = await self._off_loop(prepare)
+            prepared = await self._decoding.run(prepare)
             lead.end()
             result = await engine.tokenize(prepared)
             lead.add_to(result.timing_ms)
@@ -79,13 +80,12 @@ class TasteService(taste_pb2_grpc.TasteServiceServicer):
         with self._gate.enter() as engine:
             validator = RequestValidator(self._limits, engine.info)
 
-            def prepare() -> Any:
+            def prepare(still_wanted: StillWanted) -> GenerateRequest:
                 validator.generate(request)
-                return convert.generate_request(request, self._limits)
+                return convert.generate_request(request, ClipReader(self._limits, still_wanted))
 
             lead = _Lead()
-            heavy = any(segment.HasField("audio") for segment in request.segments)
-            prepared = await self._prepare(request, heavy, prepare)
+            prepared = await self._prepare(request, _has_recordings, prepare)
             lead.end()
             async with aclosing(_closable(engine.generate(prepared))) as results:
                 async for result in results:
@@ -98,9 +98,12 @@ class TasteService(taste_pb2_grpc.TasteServiceServicer):
             validator = RequestValidator(self._limits, engine.info)
             config = await self._first_message(request_iterator)
             lead = _Lead()
-            prepared = await self._prepare(
-                config, config.HasField("reference"), lambda: self._config(validator, config)
-            )
+
+            def prepare(still_wanted: StillWanted) -> DetokenizeConfig:
+                validator.detokenize_config(config)
+                return convert.detokenize_config(config, ClipReader(self._limits, still_wanted))
+
+            prepared = await self._prepare(config, lambda given: given.HasField("reference"), prepare)
             lead.end()
             encoding = ENCODINGS.get(config.encoding, Encoding.LINEAR16)
             segments = self._segments(request_iterator, validator)
@@ -139,10 +142,6 @@ class TasteService(taste_pb2_grpc.TasteServiceServicer):
                 "half-close after the last one, and go on in a new call with the resume state of the last segment"
             ) from None
 
-    def _config(self, validator: RequestValidator, config: taste_pb2.DetokenizeConfig) -> Any:
-        validator.detokenize_config(config)
-        return convert.detokenize_config(config, self._limits)
-
     async def _segments(
         self, requests: AsyncIterator[taste_pb2.DetokenizeRequest], validator: RequestValidator
     ) -> AsyncGenerator[SegmentInput]:
@@ -163,20 +162,18 @@ class TasteService(taste_pb2_grpc.TasteServiceServicer):
             raise InvalidInputError("segment", "is required in every message after the first")
         segment: common_pb2.Segment = request.segment
 
-        def prepare() -> SegmentInput:
+        def prepare(still_wanted: StillWanted) -> SegmentInput:
             validator.detokenize_segment(segment)
-            return convert.segment_input("segment", segment, ClipReader(self._limits))
+            return convert.segment_input("segment", segment, ClipReader(self._limits, still_wanted))
 
-        return await self._prepare(segment, segment.HasField("audio"), prepare)
+        return await self._prepare(segment, lambda given: given.HasField("audio"), prepare)
 
-    async def _prepare(self, message: Message, heavy: bool, work: Callable[[], T]) -> T:
-        """The result of `work`, done here or on a codec thread, by the weight of `message`."""
-        if heavy or message.ByteSize() > _LIGHT_BYTES:
-            return await self._off_loop(work)
-        return work()
-
-    async def _off_loop(self, work: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._codec, work)
+    async def _prepare(self, message: M, has_audio: Callable[[M], bool], work: Callable[[StillWanted], T]) -> T:
+        """The result of `work`, done here or on a decoding thread, by the weight of `message`."""
+        # Its size first: looking for audio among millions of segments would itself hold up the event loop.
+        if message.ByteSize() > _LIGHT_BYTES or has_audio(message):
+            return await self._decoding.run(work)
+        return work(lambda: None)
 
 
 class _Lead:
@@ -193,6 +190,10 @@ class _Lead:
     def add_to(self, timing_ms: dict[str, float]) -> None:
         """Add it to what an engine tells."""
         timing_ms["queued"] = timing_ms.get("queued", 0.0) + self._ms
+
+
+def _has_recordings(request: taste_pb2.GenerateRequest) -> bool:
+    return any(segment.HasField("audio") for segment in request.segments)
 
 
 def _closable(iterator: AsyncIterator[T]) -> AsyncGenerator[T]:

@@ -201,6 +201,10 @@ def test_codes_of_another_model_are_refused_before_they_are_sent(address: str, q
         assert done.returncode == 1
         assert "the codes are those of 'another'" in done.stderr
     assert not (tmp_path / "x.wav").exists()
+    SpokenText().save(tmp_path / "x.taste.json")
+    for command in (("generate", "--from", "x.taste.json"), ("detokenize", "x.taste.json", "--speaker", question)):
+        done = here(*command, "-o", "y", "--server", address, cwd=tmp_path)
+        assert (done.returncode, "has no words" in done.stderr) == (1, True)
 
 
 # --- detokenize ---------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import threading
 import wave
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -15,6 +16,7 @@ import pytest
 from taste.v1 import common_pb2, taste_pb2
 from taste_grpc.engine import EngineSettings, LocalEngine
 from taste_grpc.errors import OverloadedError as ServerOverloadedError
+from taste_grpc.speech import sample_recordings
 from taste_grpc_client import (
     AsyncTasteClient,
     AuthenticationError,
@@ -280,3 +282,46 @@ async def test_a_server_that_stays_full_says_so() -> None:
         assert engine.events["detokenize"] == 3
         engine.failure = None
         assert [chunk.segment_index for chunk in await spoken(client)] == [0, 1]
+
+
+# --- what the manual says -----------------------------------------------------------------------------------
+
+README = Path(__file__).resolve().parents[2] / "clients" / "python" / "README.md"
+
+
+def test_the_snippets_of_the_readme_run(
+    real: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("moonshine_voice")
+    text = README.read_text(encoding="utf-8")
+    snippets = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    assert len(snippets) > 6
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TASTE_TOKEN", TOKEN)
+    write_beginning(sample_recordings()["beckett"], tmp_path / "question.wav", seconds=4)
+    authority = Authority()
+    me = authority.issue("me")
+    for name, blob in (("ca.pem", authority.pem), ("me.pem", me.certificate), ("me.key", me.key)):
+        (tmp_path / name).write_bytes(blob)
+    names: dict[str, Any] = {}
+    try:
+        for snippet in snippets:
+            exec(compile(snippet.replace("localhost:50051", real.address), str(README), "exec"), names)
+    finally:
+        for value in names.values():
+            if isinstance(value, TasteClient):
+                value.close()
+    printed = capsys.readouterr().out
+    assert "tried" in printed.lower()
+    assert "text (FieldViolation" in printed
+    for name in ("answer.wav", "edited.wav"):
+        with wave.open(str(tmp_path / name)) as file:
+            assert file.getnframes() > 1000
+    assert len((tmp_path / "answer.pcm").read_bytes()) > 1000
+    assert names["text"].words[0].text == "Never"
+
+
+def write_beginning(recording: Path, target: Path, *, seconds: int) -> None:
+    with wave.open(str(recording)) as whole, wave.open(str(target), "wb") as part:
+        part.setparams(whole.getparams())
+        part.writeframes(whole.readframes(seconds * whole.getframerate()))

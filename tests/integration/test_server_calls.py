@@ -12,6 +12,7 @@ import pytest
 from taste.v1 import common_pb2, dialogue_pb2, dialogue_pb2_grpc, taste_pb2
 from taste_grpc.errors import OverloadedError, UnsupportedByModelError
 from taste_grpc.observability import JsonFormatter
+from taste_grpc.server import taste_service
 from tests.support import messages
 from tests.support.details import read_failure
 from tests.support.live_server import live_server
@@ -46,6 +47,18 @@ async def test_limits_are_those_of_the_settings():
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await live.stub.Tokenize(messages.tokenize_request())
         assert read_failure(refused.value).fields == ["audio.data"]
+
+
+async def test_heavy_requests_are_not_looked_through_on_the_event_loop(monkeypatch):
+    """16 MiB hold eight million segments; even one look at each would stop everybody for seconds."""
+    looked_through = []
+    monkeypatch.setattr(taste_service, "_has_recordings", lambda request: looked_through.append(len(request.segments)))
+    async with live_server(RecordingEngine()) as live:
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await live.stub.Generate(taste_pb2.GenerateRequest(segments=[common_pb2.Segment()] * 10_000)).read()
+        assert read_failure(refused.value).fields == ["segments"]
+        assert await live.stub.Generate(messages.generate_request()).read()
+    assert looked_through == [1]
 
 
 async def test_tokenize_passes_audio_and_text_on():

@@ -143,6 +143,31 @@ async def test_a_deadline_stops_the_decoding(live: Live):
     assert await steps_of(live, short_answer(live)) == alone
 
 
+async def test_calls_that_a_stop_cuts_off_are_told_why(chat_checkpoint: Path):
+    """One that is being answered, and one that waits for its caller."""
+    engine = LocalEngine(EngineSettings(model=chat_checkpoint, device="cpu", threads=1))
+    async with live_server(engine, drain_grace_s=0) as live:
+        speech = live.stub.Detokenize()
+        await speech.write(taste_pb2.DetokenizeRequest(config=messages.config()))
+        answer = live.stub.Generate(long_answer(live))
+        await answer.read()
+        await until(lambda: engine.stats().active_calls == 2)
+        waiting = [asyncio.create_task(read_all(call)) for call in (speech, answer)]
+        await live.server.stop()
+        for call in waiting:
+            with pytest.raises(grpc.aio.AioRpcError) as cut:
+                await call
+            failure = read_failure(cut.value)
+            assert (failure.code, failure.reason) == (grpc.StatusCode.UNAVAILABLE, "ERROR_REASON_NOT_SERVING")
+            assert failure.retry_s == 1.0
+            assert failure.request_id
+
+
+async def read_all(call: Any) -> None:
+    while await call.read() is not grpc.aio.EOF:
+        pass
+
+
 async def test_a_slow_reader_holds_the_decoding_back_and_misses_nothing(live: Live):
     request = long_answer(live)
     request.max_length = 400
@@ -204,3 +229,21 @@ async def test_silence_cannot_be_transcribed(live: Live):
     failure = read_failure(refused.value)
     assert failure.code is grpc.StatusCode.INVALID_ARGUMENT
     assert failure.fields == ["segments[0].audio"]
+
+
+async def read_on(call: Any) -> None:
+    while await call.read() is not grpc.aio.EOF:
+        pass
+
+
+async def test_a_caller_that_never_reads_is_let_go(chat_checkpoint: Path):
+    engine = LocalEngine(EngineSettings(model=chat_checkpoint, device="cpu", threads=1))
+    async with live_server(engine, limits={"max_idle_ms": 400}) as live, narrow(live) as stub:
+        call = stub.Generate(long_answer(live))
+        await call.read()
+        await until(lambda: engine.stats().active_calls == 0, 60)
+        with pytest.raises(grpc.aio.AioRpcError) as ended:
+            await read_on(call)
+        failure = read_failure(ended.value)
+        assert (failure.code, failure.reason) == (grpc.StatusCode.DEADLINE_EXCEEDED, "ERROR_REASON_IDLE")
+        assert [result async for result in live.stub.Generate(short_answer(live))][-1].is_complete

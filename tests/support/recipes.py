@@ -301,9 +301,14 @@ class PageRun:
         return Outcome(shorten(_translate(done.output, self._said)), done.status)
 
     def _environment(self) -> dict[str, str]:
+        programs = self._folder / ".recipes" / "bin"
+        programs.mkdir(parents=True, exist_ok=True)
+        command = programs / "taste-grpc"  # which is not there where the package is not installed
+        command.write_text(f'#!/bin/sh\nexec {sys.executable} -m taste_grpc "$@"\n', encoding="utf-8")
+        command.chmod(0o755)
         return {
             **os.environ,
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "PATH": os.pathsep.join([str(programs), str(Path(sys.executable).parent), os.environ["PATH"]]),
             "PYTHONPATH": os.pathsep.join(str(ROOT / path) for path in ("", "clients/python/src")),
             "GRPC_VERBOSITY": "NONE",
             "BUF_CACHE_DIR": str(self._folder / ".buf"),

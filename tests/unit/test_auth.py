@@ -5,6 +5,7 @@ from __future__ import annotations
 import hmac
 import logging
 import traceback
+from pathlib import Path
 
 import pytest
 
@@ -250,3 +251,13 @@ def test_what_is_warned_of():
     assert warned("0.0.0.0", "off", True) == ["tokens"]
     assert warned("0.0.0.0", "off", False) == warned("0.0.0.0", "on", False) == ["whoever"]
     assert warned("0.0.0.0", "on", True) == warned("0.0.0.0", "mutual", False) == warned("::", "mutual", True) == []
+
+
+def test_a_token_on_the_wrong_side_is_not_printed(tmp_path: Path) -> None:
+    file = tmp_path / "tokens.toml"
+    secret = "s3cret-" * 5
+    file.write_text(f'"{secret}" = "alice"\n')
+    with pytest.raises(SettingsError) as refused:
+        Authenticator({}, file)
+    assert str(file) in str(refused.value)
+    assert secret not in str(refused.value)

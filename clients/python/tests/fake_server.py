@@ -82,8 +82,8 @@ class FakeServicer(taste_pb2_grpc.TasteServiceServicer):
     def _arrive(self, method: str, context: grpc.ServicerContext) -> None:
         self.attempts.append(method)
         self.metadata.append(dict(context.invocation_metadata()))
-        if method in self.ended:
-            context.add_callback(self.ended[method].set)
+        if method in self.ended and not context.add_callback(self.ended[method].set):
+            self.ended[method].set()  # it has ended already
 
     def _refuse(self, method: str, context: grpc.ServicerContext, sent: int = 0) -> None:
         plan = self.refusals

@@ -1,4 +1,4 @@
-"""Refused calls are made again, by gRPC; attempts are counted on the server."""
+"""Refused calls are made again; attempts are counted on the server."""
 
 from __future__ import annotations
 
@@ -62,10 +62,12 @@ def test_attempts_are_limited_and_the_last_refusal_is_told(client: Any, servicer
         (Retry(max_attempts=2), Refusals(times=99), 2),
         (Retry(codes=(grpc.StatusCode.UNAVAILABLE,)), Refusals(times=99), 1),
         (Retry(), Refusals(times=99, wish_ms=-1), 1),
+        (Retry(), Refusals(times=99, wish_ms=3_600_001), 1),
+        (Retry(), Refusals(times=99, wish_ms=10**14), 1),
         (Retry(), Refusals(times=99, code=code_pb2.INTERNAL), 1),
         (Retry(), Refusals(times=99, code=code_pb2.UNAUTHENTICATED), 1),
     ],
-    ids=["none", "two", "other code", "server says never", "fault", "stranger"],
+    ids=["none", "two", "other code", "server says never", "much later", "in ages", "fault", "stranger"],
 )
 def test_what_is_not_tried_again(
     make_client: MakeClient, target: str, servicer: FakeServicer, retry: Retry | None, refusals: Refusals, attempts: int

@@ -80,7 +80,8 @@ def test_what_the_callback_raises_reaches_the_reader(client: Any, servicer: Fake
     with pytest.raises(LookupError, match="result 0"):
         list(client.speak(HISTORY, speaker=[1.0], on_result=refuse))
     assert servicer.ended["Generate"].wait(10)
-    assert servicer.ended["Detokenize"].wait(10)
+    # Detokenize may have been cancelled before it arrived.
+    assert all(servicer.ended[method].wait(10) for method in servicer.attempts)
 
 
 def test_cancel_ends_both_calls(client: Any, servicer: FakeServicer) -> None:

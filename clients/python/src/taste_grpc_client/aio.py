@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import weakref
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from functools import partial
 from types import TracebackType
@@ -40,26 +41,43 @@ from taste_grpc_client.spoken_requests import AnySpoken, AsyncRequests
 from taste_grpc_client.streams import Answer, FormatRepeater, OnResult, StreamState
 
 _T = TypeVar("_T")
+
+_WRITE_FAILED = (grpc.StatusCode.INTERNAL, "Internal error from Core")
+# The status that takes its place comes without notice.
+_STATUS_POLL_S = 0.005
+_STATUS_POLLS = 400
+
 _Speech: TypeAlias = """tuple[
     Callable[[], Any], Callable[[grpc.StatusCode, str, Any], TasteClientError], StreamState[DetokenizeResponse]
 ]"""
 
 
 class _Status:
-    """How a call ended first.
+    """How a call ended.
 
-    When the server ends a call while a request is being written, grpc.aio puts an INTERNAL of its own in place of the
-    status that it has received.
+    When the server ends a call while a request is being written, grpc.aio (1.85) reports an INTERNAL of its own, in
+    place of the status that it has received, or receives in the next moment.
     """
 
     def __init__(self, call: Any) -> None:
-        self.parts: tuple[grpc.StatusCode, str, Any] | None = None
+        self._call = weakref.ref(call)
+        self._parts: tuple[grpc.StatusCode, str, Any] | None = None
         call.add_done_callback(self._keep)
 
     def _keep(self, call: Any) -> None:
         # The coroutines have nothing to wait for: the call has ended. A task would run them too late.
-        if self.parts is None:
-            self.parts = (_at_once(call.code()), _at_once(call.details()), _at_once(call.trailing_metadata()))
+        if self._parts is None or self._parts[:2] == _WRITE_FAILED:
+            self._parts = (_at_once(call.code()), _at_once(call.details()), _at_once(call.trailing_metadata()))
+
+    async def parts(self, error: grpc.aio.AioRpcError) -> tuple[grpc.StatusCode, str, Any]:
+        """Code, details and trailers; `error` is what grpc.aio says."""
+        for _ in range(_STATUS_POLLS):
+            call = self._call()
+            if call is None or self._parts is None or self._parts[:2] != _WRITE_FAILED:
+                break
+            await asyncio.sleep(_STATUS_POLL_S)
+            self._keep(call)
+        return self._parts or (error.code(), error.details() or "", error.trailing_metadata())
 
 
 def _at_once(answer: Coroutine[Any, Any, _T]) -> _T:
@@ -101,20 +119,24 @@ class AsyncResultStream(Generic[_T]):
         return self
 
     async def __anext__(self) -> _T:
+        try:
+            return await self._next()
+        except asyncio.CancelledError:
+            self._state.ended = True
+            self.cancel()
+            if _is_cancelled_itself():
+                raise
+            raise self._state.failure(cancelled_call()) from None
+
+    async def _next(self) -> _T:
         while not self._state.ended:
             try:
                 message = await anext(self._messages)
             except StopAsyncIteration:
                 self._state.finish()
             except grpc.aio.AioRpcError as error:
-                status = self._status.parts or (error.code(), error.details() or "", error.trailing_metadata())
+                status = await self._status.parts(error)
                 await self._begin_again(self._state.failure(self._error_of(*status)))
-            except asyncio.CancelledError:
-                self._state.ended = True
-                self.cancel()
-                if _is_cancelled_itself():
-                    raise
-                raise self._state.failure(cancelled_call()) from None
             else:
                 return self._state.received(message)
         raise StopAsyncIteration
@@ -128,10 +150,6 @@ class AsyncResultStream(Generic[_T]):
             await asyncio.wait_for(self._cancelled.wait(), wait_s)
         except TimeoutError:
             self._begin()
-        except asyncio.CancelledError:
-            self._state.ended = True
-            self.cancel()
-            raise
         else:
             self._state.ended = True
             raise cancelled_call()

@@ -145,7 +145,8 @@ class TasteClient:
         allow_plaintext_token: lets the token travel in plain text to a host that is not this one.
         retry: when refused calls are tried again; None: never.
         timeout_s: deadline of each call that is given none; None: no deadline.
-        channel: an open channel to use instead of `target`, `tls` and `retry`; it stays the caller's to close.
+        channel: an open channel to use instead of `target` and `tls`; it stays the caller's to close. It should have
+            the option `grpc.enable_retries` 0: attempts of gRPC's own may lose messages of `detokenize`.
 
     Every method takes `timeout_s`, seconds until the call fails with DeadlineExceededError (None: that of the client;
     `math.inf`: none), and raises a `TasteClientError` when the call fails.

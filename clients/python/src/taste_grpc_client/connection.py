@@ -76,6 +76,9 @@ class Connection:
             # Attempts are made in Python. gRPC's own (1.85), even those it makes unasked when a connection is about to
             # close, lose messages of a request stream, and the call ends with OK all the same.
             ("grpc.enable_retries", 0),
+            # A server that vanished without a word is noticed, also by calls without a deadline.
+            ("grpc.keepalive_time_ms", 30_000),
+            ("grpc.keepalive_timeout_ms", 10_000),
         ]
         if self._local:
             # A proxy's loopback is another machine's.

@@ -22,6 +22,7 @@ unknown type) raises the usual OSError, ValueError and TypeError.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ from google.rpc import error_details_pb2, status_pb2
 _DETAILS_KEY = "grpc-status-details-bin"
 _REQUEST_ID_KEY = "x-request-id"
 _PUSHBACK_KEY = "grpc-retry-pushback-ms"
+_MILLISECONDS = re.compile(r"[0-9]{1,15}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,6 +202,6 @@ def _pushback(value: str | bytes | None) -> tuple[float | None, bool]:
     """When to try again, and whether not to; what is no number of milliseconds means not to, as in gRPC."""
     if value is None:
         return None, False
-    return (
-        (int(value) / 1000, False) if isinstance(value, str) and value.isascii() and value.isdigit() else (None, True)
-    )
+    if isinstance(value, str) and _MILLISECONDS.fullmatch(value):
+        return int(value) / 1000, False
+    return None, True

@@ -14,14 +14,16 @@ from taste_grpc_client.limits import MAX_MESSAGE_BYTES
 
 _ALLOWED = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED)
 _JITTER = 0.2
+_LONGEST_WISH_S = 3600.0
+"""A server that wishes for more than an hour is not waited for: its refusal is told."""
 
 
 @dataclass(frozen=True)
 class Retry:
     """When a refused call is made again, within its deadline.
 
-    The server's own wish (RetryInfo, or the trailer `grpc-retry-pushback-ms`) comes before the times given here. A
-    stream is begun again only while nothing of it has arrived; what was sent is then sent again.
+    The server's own wish (RetryInfo, or the trailer `grpc-retry-pushback-ms`) comes before the times given here, up to
+    an hour. A stream is begun again only while nothing of it has arrived; what was sent is then sent again.
 
     Attributes:
         max_attempts: how often a call is made at most, the first time included.
@@ -59,7 +61,7 @@ class Retry:
         if isinstance(error, MessageTooLargeError | TlsError) or error.is_final:
             return None
         if error.retry_after_s is not None:
-            return error.retry_after_s
+            return error.retry_after_s if error.retry_after_s <= _LONGEST_WISH_S else None
         backoff = min(self.initial_backoff_s * self.backoff_multiplier ** (made - 1), self.max_backoff_s)
         return backoff * random.uniform(1 - _JITTER, 1 + _JITTER)
 
