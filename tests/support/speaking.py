@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+import copy
+import json
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -17,7 +19,10 @@ from taste_grpc.model.speech_decoder.inputs import SpokenWords
 from taste_grpc.model.voice_generator.generator import VoiceGenerator
 from taste_grpc.streaming.speech_stream import SpeechPiece, SpeechState, SpeechStream, Voice
 from taste_grpc.streaming.work import TextSlot, UnitSlot, UnitStep, Want, Work
+from tests.checkpoints import TINY
 from tests.conftest import Loaded
+
+T = TypeVar("T")
 
 SPEAKER = torch.randn(1, 192, generator=torch.Generator().manual_seed(1))
 CHUNKS = ([" good", " morning", ","], [" you"], [" little", " robot", " of", " mine"], [" sleep", " well", "."])
@@ -91,3 +96,30 @@ def packed(stream: SpeechStream) -> bytes:
 
 def unpacked(data: bytes) -> SpeechState:
     return ResumeState.unpack(data, "this model").speech()
+
+
+def result(pieces: Generator[Any, None, T]) -> T:
+    """What a computation in pieces ends with."""
+    while True:
+        try:
+            next(pieces)
+        except StopIteration as stopped:
+            value: T = stopped.value
+            return value
+
+
+def with_one_step(generator: VoiceGenerator) -> VoiceGenerator:
+    """A voice generator that shares the weights of another and takes one Euler step instead of ten."""
+    quick = copy.copy(generator)
+    quick._modules = dict(generator._modules)
+    flow = copy.copy(generator.flow)
+    flow.config = replace(flow.config, steps=1)
+    quick._modules["flow"] = flow
+    return quick
+
+
+def golden_tolerance(stage: str) -> tuple[float, float]:
+    """How far the waveforms of a stage may be from the recorded ones: greatest difference, least ratio to it in dB."""
+    tensors = json.loads((TINY / "goldens" / "index.json").read_text(encoding="utf-8"))["tensors"]
+    outputs = [tensor for tensor in tensors if tensor.get("stage") == stage]
+    return min(tensor["atol"] for tensor in outputs), max(tensor.get("min_snr_db", 0.0) for tensor in outputs)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -25,7 +24,18 @@ from taste_grpc.model.voice_generator.mel_stream import MelState, MelWindowing, 
 from taste_grpc.streaming.speech_stream import MAX_CHUNK_TOKENS, SpeechPiece, SpeechStream
 from taste_grpc.streaming.work import Slot, Turn, UnitSlot, UnitStep, Work
 from tests.conftest import Loaded
-from tests.support.speaking import CHUNKS, NATIVE_HZ, SPEAKER, Speech, answer, machine, packed, unpacked
+from tests.support.speaking import (
+    CHUNKS,
+    NATIVE_HZ,
+    SPEAKER,
+    Speech,
+    answer,
+    machine,
+    packed,
+    result,
+    unpacked,
+    with_one_step,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -36,13 +46,8 @@ def inference() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def voice_generator(tiny: Loaded) -> VoiceGenerator:
-    """The tiny voice generator with one Euler step instead of ten: what is tested here does not depend on them."""
-    generator = copy.copy(tiny.processor.get_generator("cpu"))
-    generator._modules = dict(generator._modules)
-    flow = copy.copy(generator.flow)
-    flow.config = replace(flow.config, steps=1)
-    generator._modules["flow"] = flow
-    return generator
+    """One Euler step instead of ten: what is tested here does not depend on how many there are."""
+    return with_one_step(tiny.processor.get_generator("cpu"))
 
 
 @pytest.fixture(scope="module")
@@ -165,12 +170,7 @@ def mel_of(speech: Speech, said: Sequence[SpeechPiece]) -> Tensor:
     flow = speech.generator.flow
     state, mels = MelState.empty(flow.config.mel_bins), []
     for piece in said:
-        steps = extend_mel(flow, state, list(piece.units), SPEAKER, 7, MelWindowing())
-        try:
-            while True:
-                next(steps)
-        except StopIteration as stopped:
-            mels.append(stopped.value)
+        mels.append(result(extend_mel(flow, state, list(piece.units), SPEAKER, 7, MelWindowing())))
     return torch.cat([*mels, finish_mel(state)], dim=2)
 
 
