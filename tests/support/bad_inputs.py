@@ -219,12 +219,6 @@ bad("Detokenize", "segment.tokens.taste_tokens", "segment without codes")(
 bad("Detokenize", "segment.tokens.text_ids", "too many text ids")(
     lambda info: speak(info, messages.token_segment((1,) * 8193, info.vq_dim))
 )
-bad("Detokenize", "segment.tokens.text_ids", "more than an utterance")(
-    lambda info: speak(info, messages.token_segment((300,) * 1100, info.vq_dim))
-)
-bad("Detokenize", "segment.words.words", "more words than an utterance")(
-    lambda info: speak(info, messages.word_segment(("word",) * 1100, info.vq_dim))
-)
 bad("Detokenize", "segment.audio.transcript", "more transcript than is said in 30 s, spoken")(
     lambda info: speak(info, recording(messages.clip(), LONG_TEXT))
 )
