@@ -195,6 +195,18 @@ def test_ids_of_the_history_are_penalised_after_top_p() -> None:
     torch.testing.assert_close(torch.from_numpy(probabilities), expected)
 
 
+@pytest.mark.parametrize("history", [[], [3], [0, 7, 9, 12, 400], list(range(500))])
+def test_the_history_is_found_among_few_ids_and_among_many(history: list[int]) -> None:
+    for ids in ([3, 5], list(range(0, 300, 3))):
+        logits = torch.full((500,), -50.0)
+        logits[ids] = torch.linspace(1.0, 1.1, len(ids))
+        penalised = sampler(text_top_p=0.999, repetition_penalty=2.0, text_temperature=1.0, history=history)
+        found = find_candidates(logits[None], [0.999])[0][0]
+        got, probabilities = penalised.text_probabilities(found)
+        values = torch.tensor([float(logits[k]) / (2.0 if k in history else 1.0) for k in got.tolist()])
+        torch.testing.assert_close(torch.from_numpy(probabilities), values.softmax(-1))
+
+
 def test_what_was_drawn_is_history_too() -> None:
     own = sampler(history=[])
     feed(own, [START, GO_ON, 2])

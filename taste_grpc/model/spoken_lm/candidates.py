@@ -13,7 +13,6 @@ from torch import Tensor
 from taste_grpc.model.layers.transfer import Bits, to_host
 
 _FIRST_COUNT = 64  # enough for every usual top_p; the search widens when it is not
-_WIDENING = 16
 _BLOCK = 64  # scores whose greatest one is compared first
 
 Floats = npt.NDArray[np.float32]
@@ -97,13 +96,13 @@ def _widened(found: Candidates, logits: Tensor, probabilities: Tensor, top_p: fl
     if len(found.ids) == size or not _is_short(found, top_p):
         return found
     scores, shares = logits.cpu().numpy(), probabilities.cpu().numpy()
-    while len(found.ids) < size and _is_short(found, top_p):
-        count = min(_WIDENING * len(found.ids), size)
-        least = np.partition(scores, size - count)[size - count]
-        ids = np.flatnonzero(scores >= least)  # all that score as much as the last one, so that the order is definite
-        ids = ids[np.lexsort((ids, -scores[ids]))]
-        found = _candidates(ids, scores[ids], shares[ids])
-    return found
+    falling = np.sort(scores)[::-1]
+    shares_falling = np.sort(shares)[::-1]  # a greater score has no smaller share
+    cumulative = np.cumsum(shares_falling, dtype=np.float64).astype(np.float32)
+    kept = max(1, int(np.searchsorted(cumulative, np.float32(top_p), side="right")))
+    ids = np.flatnonzero(scores >= falling[kept - 1])
+    ids = ids[np.argsort(-scores[ids], kind="stable")]
+    return Candidates(ids, scores[ids], cumulative[: len(ids)])
 
 
 def _is_short(found: Candidates, top_p: float) -> bool:

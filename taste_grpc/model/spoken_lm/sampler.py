@@ -212,9 +212,21 @@ class Sampler:
         ids, values = ids[order], values[order]
         if params.repetition_penalty != 1.0:
             penalty = np.float32(params.repetition_penalty)
-            seen = np.fromiter((text_id in self.history for text_id in ids.tolist()), bool, len(ids))
-            values = np.where(seen, np.where(values < 0, values * penalty, values / penalty), values)
+            seen = self._seen(ids)
+            own = values[seen]
+            values[seen] = np.where(own < 0, own * penalty, own / penalty)
         return ids, _softmax(values / np.float32(max(params.text_temperature, _LOWEST_TEMPERATURE)))
+
+    def _seen(self, ids: Integers) -> Integers:
+        """Places of those of `ids` (ascending) that are in the history."""
+        if len(ids) <= len(self.history):
+            return np.flatnonzero([text_id in self.history for text_id in ids.tolist()])
+        known = np.fromiter(self.history, np.int64, len(self.history))
+        places = np.searchsorted(ids, known)
+        within = places < len(ids)
+        places, known = places[within], known[within]
+        found: Integers = places[ids[places] == known]
+        return found
 
     def choose(self, candidates: Candidates) -> int:
         """The next text id."""
