@@ -10,8 +10,11 @@ import torch
 from torch import Tensor
 
 from taste_grpc.errors import CallAbortedError, CheckpointError, InvalidInputError
+from taste_grpc.model.layers.shapes import PieceSize
 from taste_grpc.model.speech_decoder.decoder import SpeechDecoder, SpeechDecoderConfig, length_rule
+from taste_grpc.model.speech_decoder.prompt_building import PromptBuilding
 from taste_grpc.model.speech_decoder.taste_rows import audio_unit_embeds
+from taste_grpc.model.speech_decoder.unit_reading import UnitReading
 from taste_grpc.model.speech_decoder.unit_sampler import UnitSampler
 
 PUBLISHED: dict[str, Any] = {
@@ -119,6 +122,39 @@ def test_a_batch_of_prompts_is_each_prompt_padded_with_minus_one(decoder: Speech
     torch.testing.assert_close(prompts[1:, :7], alone)
     torch.testing.assert_close(prompts[0, 0], decoder.llm_embedding.weight[0])
     torch.testing.assert_close(prompts[0, 8], decoder.llm_embedding.weight[1])
+
+
+def test_a_prompt_is_built_layer_by_layer(decoder: SpeechDecoder) -> None:
+    lengths = torch.tensor([5])
+    inputs = (torch.randn(1, 5), torch.randn(1, 5, 12), lengths, torch.randint(0, 30, (1, 5)), lengths)
+    building = PromptBuilding(decoder, *inputs)
+    counts = []
+
+    def counted() -> None:
+        counts.append(1)
+
+    pieces = 1
+    while not building.advance(1, counted):
+        assert len(counts) == pieces
+        pieces += 1
+    # one layer of text, two of audio
+    assert pieces == len(counts) == 3
+    assert torch.equal(building.prompt[0], decoder.build_prompt(*inputs)[0])
+
+
+def test_rows_are_read_in_pieces_of_rows_and_layers(decoder: SpeechDecoder) -> None:
+    prompt = prompt_of(decoder, 9)[0]
+    wanted = decoder.prefill(prompt[None], [12], decoder.new_cache(1, 20), [0])
+    cache = decoder.new_cache(2, 20)
+    reading = UnitReading(decoder, prompt, cache, 1, PieceSize(rows=5, layers=1))
+    lengths = []
+    while not reading.advance():
+        lengths.append(cache.lengths[1])
+        with pytest.raises(RuntimeError, match="not been read to their end"):
+            _ = reading.log_probs
+    assert lengths == [0, 5, 5, 10, 10]
+    assert reading.advance()
+    torch.testing.assert_close(reading.log_probs, wanted, atol=1e-5, rtol=1e-5)
 
 
 def test_a_prompt_needs_one_audio_row_per_token(decoder: SpeechDecoder) -> None:

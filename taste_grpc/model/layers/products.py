@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 _COLUMNS_FROM, _COLUMNS_TO = 4, 128  # rows for which columns were measured to be faster (float32, AVX-512, MKL)
@@ -29,7 +30,7 @@ def products(layers: Sequence[nn.Module], x: Tensor) -> list[Tensor]:
     if x.dim() > 2:
         return [out.reshape(*x.shape[:-1], -1) for out in products(layers, x.flatten(0, -2))]
     if not in_columns(x):
-        return [layer(x) for layer in layers]
+        return [F.linear(x, layer.weight, layer.bias) if type(layer) is nn.Linear else layer(x) for layer in layers]
     columns = x.t().contiguous()
     return [_times_columns(layer, columns) if type(layer) is nn.Linear else layer(x) for layer in layers]
 
