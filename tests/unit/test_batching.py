@@ -179,6 +179,18 @@ def test_fixed_shapes_give_every_call_the_same_bits_in_any_company(
         assert len(outcome.steps) == min(limit, len(expected.steps))
 
 
+@torch.inference_mode()
+@settings(deadline=None, max_examples=8)
+@given(st.lists(calls, min_size=4, max_size=4))
+def test_a_full_batch_has_the_same_bits_too(tiny: Loaded, schedule: list[Call]) -> None:
+    """Nothing of a step may have the number of calls, or of words that begin, for its number of rows."""
+    full = FixedShape(step_rows=len(schedule), piece_rows=8)
+    for call in schedule:
+        call.joins, call.skips = 0, frozenset()
+    for call, outcome in zip(schedule, together(tiny, schedule, [1000] * 4, full, WHOLE), strict=True):
+        assert outcome.begins_like(alone(tiny, call, full))
+
+
 def is_close_call(step: StepResult, loaded: Loaded) -> bool:
     """Whether another id was about as good."""
     banned = loaded.processor.text_tokenizer.sets(loaded.model.spoken_lm.vocab_size).banned

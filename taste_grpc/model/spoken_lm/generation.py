@@ -133,7 +133,7 @@ def _feed_back(
     if not going:
         return
     count = len(going) if cache.fixed is None else cache.fixed.step_rows
-    _renew_audio(lm, codebooks, going, count)
+    _renew_audio(lm, codebooks, going, None if cache.fixed is None else count)
     silence = lm.pad_audio_unit_embed.float()
     audio = torch.stack(
         [silence if step.taste_action == TasteAction.WAIT else generation.audio for generation, step in going]
@@ -148,9 +148,9 @@ def _feed_back(
 
 
 def _renew_audio(
-    lm: SpokenLM, codebooks: ResidualVQ, going: Sequence[tuple[Generation, SamplerStep]], count: int
+    lm: SpokenLM, codebooks: ResidualVQ, going: Sequence[tuple[Generation, SamplerStep]], count: int | None
 ) -> None:
-    """Set the speech embedding `[A]` of the calls that go on to another word; `count` rows are worked out at least."""
+    """Set the speech embedding `[A]` of the calls that go on to another word, always `count` rows of them if given."""
     fresh = [
         (generation, step.taste_ids)
         for generation, step in going
@@ -158,7 +158,7 @@ def _renew_audio(
     ]
     if fresh:
         codes = to_device([row for _, row in fresh], lm.device)
-        filled = codes if len(going) == count else fill_rows(codes, count)
+        filled = codes if count is None else fill_rows(codes, count)
         for (generation, _), audio in zip(fresh, codebooks.output_from_indices(filled).float(), strict=False):
             generation.audio = audio
     for generation, step in going:
