@@ -148,7 +148,7 @@ def _detokenize(info: ModelInfo, variant: int) -> list[Message]:
         look_ahead_words=2 if variant % 4 == 3 else 0,
     )
     messages: list[Message] = [taste_pb2.DetokenizeRequest(config=config)]
-    for number in range(1 + variant % 3):
+    for number in range((1, 2, 1, 3)[variant % 4]):
         words = _TEXTS[(variant + number) % len(_TEXTS)].split()
         messages.append(taste_pb2.DetokenizeRequest(segment=_spoken(words, info, rng)))
     return messages

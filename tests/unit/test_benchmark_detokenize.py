@@ -13,7 +13,7 @@ import torch
 from taste_grpc.model.embedded.random_checkpoint import write_random_checkpoint
 from tests.support.benchmarks import FOLDER, benchmark
 
-UNITS = 32
+UNITS = 128  # more than the window needs, so that it is one chunk
 
 
 @pytest.fixture(scope="module")
