@@ -7,6 +7,7 @@ the same points on every machine.
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import gc
 import os
 import random
@@ -45,9 +46,11 @@ WARM_UP = 15
 WAITING = -1
 """The point at which Detokenize has spoken all there is, and waits for its caller."""
 
-MAX_GROWTH_BYTES = 6 << 20
-"""Of the resident memory from the first to the last quarter of a series: 40 KB a call. The spectrum that Tokenize makes
-of its audio has 1.5 MB."""
+MAX_GROWTH_BYTES = 2 << 20
+"""Of the resident memory from the first to the last quarter of a series: 14 KB a call. The audio of a Tokenize has
+32 KB, the spectrum made of it 1.5 MB."""
+
+SAMPLED_EVERY = 10
 
 HELD = (KeyValueSlots, RelPosCache, GenerationStream, Utterance)
 """What only a running call may have."""
@@ -173,6 +176,9 @@ class Surroundings:
         self._resident: list[int] = []
 
     def sample(self) -> None:
+        """Note how much memory is in use, once nothing is left that is only not given back yet."""
+        gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)
         self._resident.append(self._process.memory_info().rss)
 
     async def check(self) -> None:
@@ -180,7 +186,6 @@ class Surroundings:
         await until(lambda: tasks() <= self._tasks)
         await until(lambda: self._process.num_fds() <= self._files)
         assert threads() <= self._threads
-        gc.collect()
         quarter = len(self._resident) // 4
         growth = statistics.median(self._resident[-quarter:]) - statistics.median(self._resident[:quarter])
         assert growth < MAX_GROWTH_BYTES, f"memory grew by {growth / 1e6:.1f} MB"
@@ -213,9 +218,10 @@ async def repeat(bench: Bench, seed: int, end: Callable[[Point], Awaitable[None]
     for point in points[:WARM_UP]:
         await end(point)
     surroundings = Surroundings()
-    for point in points:
+    for number, point in enumerate(points):
         await end(point)
-        surroundings.sample()
+        if number % SAMPLED_EVERY == 0:
+            surroundings.sample()
     await surroundings.check()
     stats = bench.live.engine.stats()
     assert (stats.active_calls, stats.waiting_calls) == (0, 0)
@@ -247,7 +253,9 @@ async def test_calls_that_run_out_of_time(bench: Bench) -> None:
         _, answer = begin(bench.live, point.method, timeout=times.uniform(0.01, 0.1))
         with pytest.raises(grpc.aio.AioRpcError) as ended:
             await answer
-        assert ended.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        # Of a write that its deadline cut off, a grpc.aio client says that an operation of its core failed.
+        cut_off = "SendMessageOperation" in (ended.value.debug_error_string() or "")
+        assert cut_off or ended.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
         await bench.over()
 
     await repeat(bench, 2, run_out)
