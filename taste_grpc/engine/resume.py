@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from taste_grpc.errors import InvalidInputError
 
 MAX_STATE_BYTES = 256 * 1024
-_MAX_TEXT_BYTES = 8 * 1024 * 1024  # of the unpacked state, so that a small one cannot unpack into gigabytes
+_MAX_TEXT_BYTES = 1024 * 1024  # of the unpacked state: twice the longest utterance, and not what few bytes unpack into
 _FIELD = "resume_state"
 
 Id = Annotated[int, Field(ge=0, lt=2**31)]
