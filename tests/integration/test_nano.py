@@ -17,8 +17,8 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from taste_grpc.errors import CheckpointError
-from taste_grpc.model import gguf_llama
 from taste_grpc.model.checkpoint.manifest import MANIFEST, PARTS, trained_parts
+from taste_grpc.model.embedded import gguf_llama
 from taste_grpc.model.embedded.gguf_llama import GgufLlama, packaged_gguf, read_gguf_llama
 from taste_grpc.model.embedded.nano import ensure_taste_nano
 from taste_grpc.model.processor import TasteProcessor
