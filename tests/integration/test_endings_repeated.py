@@ -92,7 +92,8 @@ async def complete(live: Live, method: str) -> list[Message]:
 
 
 def tasks() -> Counter[str]:
-    return Counter(str(task.get_coro().__qualname__) for task in asyncio.all_tasks() if not task.done())
+    coroutines = [task.get_coro() for task in asyncio.all_tasks() if not task.done()]
+    return Counter(getattr(coroutine, "__qualname__", type(coroutine).__name__) for coroutine in coroutines)
 
 
 def threads() -> Counter[str]:
