@@ -205,7 +205,7 @@ async def test_cancel_of_calls_that_nobody_reads(live: Live):
         for call in calls:
             call.cancel()
         await until(lambda: live.engine.stats().active_calls == 0)
-    assert not any(type(thing) is KeyValueSlots for thing in gc.get_objects())
+    await until(lambda: not any(type(thing) is KeyValueSlots for thing in gc.get_objects()))
 
 
 async def test_calls_side_by_side_do_not_disturb_each_other(live: Live):
