@@ -131,7 +131,7 @@ def test_an_unreadable_manifest_or_another_version_is_rebuilt(
     def assemble(*_: Any) -> None:
         raise Rebuilt
 
-    monkeypatch.setattr("taste_grpc.model.nano._assemble", assemble)
+    monkeypatch.setattr("taste_grpc.model.embedded.nano._assemble", assemble)
     target = tmp_path / "taste-nano"
     target.mkdir()
     content = json.loads((nano_directory / MANIFEST).read_text())
