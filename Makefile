@@ -11,7 +11,7 @@ PROTOS := $(wildcard protos/taste/v1/*.proto)
 UV_INSTALL = $(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -b constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check lint format types protos proto-lint proto-breaking install build constraints clean distclean
+.PHONY: help run test fuzz check lint format types protos proto-lint proto-breaking install build constraints clean distclean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 18
@@ -21,6 +21,10 @@ run: $(VENV)/.run-installed ## Start a server, send it a recording, save what co
 
 test: $(VENV)/.dev-installed ## Run the tests
 	@$(BIN)/python -m pytest -m 'not slow' $(PYTEST_ARGS)
+
+fuzz: $(VENV)/.dev-installed ## Send the server FUZZ_EXAMPLES (20,000) made-up requests; FUZZ_SEED repeats a run
+	@seed=$${FUZZ_SEED:-$$(date +%s)}; echo "FUZZ_SEED=$$seed"; \
+	FUZZ_EXAMPLES=$${FUZZ_EXAMPLES:-20000} $(BIN)/python -m pytest -s --hypothesis-seed=$$seed $(PYTEST_ARGS) tests/integration/test_fuzz.py
 
 check: lint types proto-lint test ## Everything that must pass
 

@@ -57,7 +57,8 @@ def _replace(spoken: SpokenText, change: str) -> None:
         raise usage_error("--replace", f"NUMBER=WORD is expected, not {change!r}")
     if int(number) >= len(spoken.words):
         count = len(spoken.words)
-        raise usage_error("--replace", f"there is no word {int(number)}; there are {count} words, numbered from 0")
+        there = f"there are {count} words, numbered from 0" if count else "the file has no words"
+        raise usage_error("--replace", f"there is no word {int(number)}; {there}")
     try:
         spoken.replace_word(int(number), word)
     except ValueError as error:

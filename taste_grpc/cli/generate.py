@@ -140,7 +140,10 @@ def _show(results: Iterable[StreamingResult], progress: ProgressLine, as_json: b
     if not as_json:
         _write("\n")
         words = sum(len(result.segment.tokens.words) for result in answer)
-        typer.echo(f"ended by {_reason(answer[-1])} after {words} words", err=True)
+        reason = _reason(answer[-1])
+        typer.echo(f"ended by {reason} after {words} words", err=True)
+        if reason == "no_speech":
+            typer.echo("the model chose not to speak; a system text (--system) or another --seed may help", err=True)
     return answer
 
 

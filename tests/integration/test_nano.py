@@ -17,8 +17,8 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from taste_grpc.errors import CheckpointError
-from taste_grpc.model import gguf_llama
 from taste_grpc.model.checkpoint.manifest import MANIFEST, PARTS, trained_parts
+from taste_grpc.model.embedded import gguf_llama
 from taste_grpc.model.embedded.gguf_llama import GgufLlama, packaged_gguf, read_gguf_llama
 from taste_grpc.model.embedded.nano import ensure_taste_nano
 from taste_grpc.model.processor import TasteProcessor
@@ -131,7 +131,7 @@ def test_an_unreadable_manifest_or_another_version_is_rebuilt(
     def assemble(*_: Any) -> None:
         raise Rebuilt
 
-    monkeypatch.setattr("taste_grpc.model.nano._assemble", assemble)
+    monkeypatch.setattr("taste_grpc.model.embedded.nano._assemble", assemble)
     target = tmp_path / "taste-nano"
     target.mkdir()
     content = json.loads((nano_directory / MANIFEST).read_text())

@@ -69,7 +69,8 @@ async def read_all(call) -> list[Message]:
 def tasks() -> Counter[str]:
     """Coroutines that tasks are running, by name."""
     gc.collect()
-    return Counter(str(task.get_coro().__qualname__) for task in asyncio.all_tasks() if not task.done())
+    coroutines = [task.get_coro() for task in asyncio.all_tasks() if not task.done()]
+    return Counter(getattr(coroutine, "__qualname__", type(coroutine).__name__) for coroutine in coroutines)
 
 
 def logged(caplog, code: str) -> bool:

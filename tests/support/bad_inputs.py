@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -271,6 +273,7 @@ STATES = {
     "no state": b"x" * 99,
     "damaged": b"x\x9c" * 99,
     "zeros": bytes(999),
+    "larger inside": zlib.compress(json.dumps({"speech_ids": [1] * (1 << 20)}).encode()),
 }
 for _name, _state in STATES.items():
     bad("Detokenize", "config.resume_state", f"resume state: {_name}")(

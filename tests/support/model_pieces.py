@@ -29,10 +29,7 @@ class ModelPieces:
     def __init__(self, engine: LocalEngine) -> None:
         self._engine = engine
         self._loop = asyncio.get_running_loop()
-        self._handles = [
-            module.register_forward_pre_hook(self._hook(kind, one_row_counts=kind != "unit layer"))
-            for kind, module in _pieces(engine)
-        ]
+        self._handles = [module.register_forward_pre_hook(self._hook(kind)) for kind, module in _pieces(engine)]
         self.arm(0)
 
     def arm(self, at: int, *, hold: bool = False) -> None:
@@ -51,9 +48,11 @@ class ModelPieces:
         for handle in self._handles:
             handle.remove()
 
-    def _hook(self, kind: str, *, one_row_counts: bool) -> Any:
+    def _hook(self, kind: str) -> Any:
         def before(_module: nn.Module, arguments: tuple[Any, ...]) -> None:
-            if one_row_counts or arguments[0].shape[1] > 1:
+            (rows,) = arguments[:1]
+            # A step of one unit has layers of one row, which belong to the unit; a prefill may embed no unit at all.
+            if not (kind == "unit layer" and rows.shape[1] == 1) and rows.numel():
                 self._count(kind)
 
         return before
@@ -79,7 +78,6 @@ def _pieces(engine: LocalEngine) -> list[tuple[str, nn.Module]]:
         "llm layer": [layer.self_attn.q_proj for layer in model.spoken_lm.llama.model.layers],
         "text layer": [layer.feed_forward for layer in decoder.text_encoder.encoders],
         "audio layer": [layer.feed_forward for layer in decoder.audio_token_encoder.encoders],
-        # of the prefill: those of a step, which have one row, belong to its unit
         "unit layer": [layer.feed_forward for layer in decoder.llm.encoders],
         "unit": [decoder.speech_embedding],
         "flow layer": [layer.feed_forward for layer in generator.flow.encoder.encoders],

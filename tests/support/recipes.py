@@ -178,6 +178,7 @@ MASKS: dict[str, tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] =
     "ports of callers": (re.compile(r"(ipv[46]:[^ ]*):\d+"), r"\1:<port>"),
     # Both sides watch the clock.
     "who was first to give up": (re.compile(r"code=(?:CANCELLED|DEADLINE_EXCEEDED)\b"), "code=<too late>"),
+    "whose deadline it was": (re.compile(r"\b(?:context deadline exceeded|Deadline Exceeded)"), "<deadline exceeded>"),
     "version of the server": (re.compile(r'("server_?[vV]ersion": )"[^"]*"'), r'\1"<version>"'),
     "state": (re.compile(r'("resume_?[sS]tate": )"[^"]*"'), r'\1"<state>"'),
     "first bytes of audio": (re.compile(r'("audio": )"[^"…]*…'), r'\1"…'),

@@ -5,12 +5,14 @@ from __future__ import annotations
 import socket
 import struct
 import threading
+from collections import defaultdict
 from typing import BinaryIO, Self
 
 from taste.v1.taste_pb2 import DetokenizeRequest
 
 _DATA, _HEADERS, _SETTINGS, _PING, _GOAWAY, _WINDOW_UPDATE = 0, 1, 4, 6, 7, 8
 _END_STREAM = _ACK = 1
+_END_HEADERS = 4
 _PREFACE_BYTES = 24
 _WINDOW = 1 << 30
 
@@ -81,22 +83,24 @@ class ClosingServer:
             return
 
     def _serve_frames(self, connection: socket.socket, received: BinaryIO, closes: bool) -> None:
-        data, pieces = b"", 0
+        data: defaultdict[int, bytes] = defaultdict(bytes)
+        pieces, leaves = 0, False
         while len(head := received.read(9)) == 9:
             kind, flags, stream = head[3], head[4], int.from_bytes(head[5:], "big")
             payload = received.read(int.from_bytes(head[:3], "big"))
             if kind in (_SETTINGS, _PING) and not flags & _ACK:
                 connection.sendall(_frame(kind, _ACK, 0, payload if kind == _PING else b""))
             if kind == _DATA:
-                data, pieces = data + payload, pieces + 1
-            if closes and kind in (_HEADERS, _DATA) and pieces >= self._after:
-                connection.sendall(_frame(_GOAWAY, 0, 0, bytes(8)))  # nothing was seen, no error
-                closes = False
-                data = b""
+                data[stream] += payload
+                pieces += 1
+            if kind not in (_HEADERS, _DATA) or leaves:
                 continue
-            if kind in (_HEADERS, _DATA) and flags & _END_STREAM and len(self._open) > 1:
-                self.heard.append(_messages(data))
-                connection.sendall(_frame(_HEADERS, _END_STREAM | 4, stream, _OK))
+            if closes and pieces >= self._after:
+                connection.sendall(_frame(_GOAWAY, 0, 0, bytes(8)))  # nothing was seen, no error
+                leaves = True
+            elif not closes and flags & _END_STREAM:
+                self.heard.append(_messages(data[stream]))
+                connection.sendall(_frame(_HEADERS, _END_STREAM | _END_HEADERS, stream, _OK))
 
 
 def _messages(data: bytes) -> list[DetokenizeRequest]:

@@ -53,13 +53,14 @@ class Refusals:
     """The first `times` attempts of each method are refused.
 
     `after`: only once so many responses have been sent. `wish_ms`: when to try again, in RetryInfo (unless negative)
-    and the trailer of gRPC.
+    and the trailer of gRPC. `only`: of one method.
     """
 
     times: int = 0
     code: int = code_pb2.RESOURCE_EXHAUSTED
     wish_ms: int | None = 1
     after: int = 0
+    only: str = ""
 
 
 @dataclass
@@ -87,7 +88,7 @@ class FakeServicer(taste_pb2_grpc.TasteServiceServicer):
 
     def _refuse(self, method: str, context: grpc.ServicerContext, sent: int = 0) -> None:
         plan = self.refusals
-        if sent == plan.after and self.attempts.count(method) <= plan.times:
+        if plan.only in ("", method) and sent == plan.after and self.attempts.count(method) <= plan.times:
             wish_ms = plan.wish_ms
             pushback = [] if wish_ms is None else [("grpc-retry-pushback-ms", str(wish_ms))]
             info_ms = wish_ms if wish_ms is not None and wish_ms >= 0 else None

@@ -12,7 +12,7 @@ from fake_server import FakeServicer, Refusals
 from taste_grpc_client import Retry, text_segment
 
 TEXTS = ["a", "b" * 100_000, "c", "d", "e"]
-NO_WAIT = Retry(initial_backoff_s=0.0)
+SOON = Retry(max_attempts=8, initial_backoff_s=0.02)
 
 
 def test_refused_speech(client: Any, servicer: FakeServicer) -> None:
@@ -28,7 +28,7 @@ def test_refused_speech(client: Any, servicer: FakeServicer) -> None:
 def test_connections_that_are_closed(make_client: MakeClient, after: int) -> None:
     for _ in range(8):
         with ClosingServer(after) as server:
-            client = make_client(server.target, retry=NO_WAIT)
+            client = make_client(server.target, retry=SOON)
             assert list(client.detokenize(map(text_segment, TEXTS), speaker=[1.0], timeout_s=30)) == []
             client.close()
         (heard,) = server.heard

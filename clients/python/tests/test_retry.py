@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
@@ -14,6 +15,7 @@ from google.rpc import code_pb2
 
 from taste.v1 import common_pb2
 from taste_grpc_client import (
+    CallCancelledError,
     InvalidArgumentError,
     MessageTooLargeError,
     OverloadedError,
@@ -135,6 +137,39 @@ def test_both_calls_of_a_spoken_answer_are_made_again(client: Any, servicer: Fak
     assert [chunk.audio for chunk in stream] == [b"w0", b"w1", b"w2"]
     assert sorted(servicer.attempts) == ["Detokenize"] * 3 + ["Generate"] * 3
     assert [result.index for result in stream.results] == [0, 1, 2]
+
+
+@pytest.mark.parametrize(("refused", "other"), [("Generate", "Detokenize"), ("Detokenize", "Generate")])
+def test_a_spoken_answer_fails_once_one_of_its_calls_has(
+    client: Any, servicer: FakeServicer, refused: str, other: str
+) -> None:
+    servicer.refusals = Refusals(times=99, only=refused)
+    stream = client.speak([text_segment("hi")], speaker=[1.0])
+    with pytest.raises(OverloadedError, match="not now"):
+        list(stream)
+    assert servicer.attempts.count(refused) == 4
+    assert servicer.attempts.count(other) <= 1
+    assert list(stream) == []
+
+
+def test_cancel_ends_the_wait_for_another_attempt(client: Any, servicer: FakeServicer) -> None:
+    servicer.refusals = Refusals(times=99, wish_ms=600_000)
+    for stream in (client.generate([text_segment("hi")]), client.speak([text_segment("hi")], speaker=[1.0])):
+        canceller = threading.Timer(0.2, stream.cancel)
+        canceller.start()
+        with pytest.raises(CallCancelledError):
+            list(stream)
+        canceller.join()
+        assert list(stream) == []
+
+
+def test_a_wait_that_outlasts_the_call_is_not_begun(client: Any, servicer: FakeServicer) -> None:
+    servicer.refusals = Refusals(times=99, wish_ms=600_000)
+    with pytest.raises(OverloadedError, match="not now"):
+        client.tokenize(b"RIFF....WAVE", text="hi", timeout_s=30)
+    with pytest.raises(OverloadedError, match="not now"):
+        list(client.generate([text_segment("hi")], timeout_s=30))
+    assert servicer.attempts == ["Tokenize", "Generate"]
 
 
 class Arrivals(grpc.ServerInterceptor):

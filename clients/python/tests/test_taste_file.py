@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from taste_grpc_client import SpokenText, TasteFileError, Word
@@ -56,6 +56,7 @@ def spoken_texts(draw: st.DrawFn) -> SpokenText:
     )
 
 
+@settings(deadline=None)
 @given(spoken_texts())
 def test_what_is_saved_is_loaded(text: SpokenText) -> None:
     with tempfile.TemporaryDirectory() as folder:

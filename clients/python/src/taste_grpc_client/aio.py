@@ -146,12 +146,13 @@ class AsyncResultStream(Generic[_T]):
         if wait_s is None:
             self.cancel()
             raise failure from None
+        self._state.ended = True
         try:
             await asyncio.wait_for(self._cancelled.wait(), wait_s)
         except TimeoutError:
             self._begin()
+            self._state.ended = False
         else:
-            self._state.ended = True
             raise cancelled_call()
 
     def cancel(self) -> None:

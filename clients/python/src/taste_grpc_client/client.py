@@ -80,10 +80,11 @@ class ResultStream(Generic[_T]):
         if wait_s is None:
             self.cancel()
             raise failure from None
+        self._state.ended = True
         if self._cancelled.wait(wait_s):
-            self._state.ended = True
             raise cancelled_call()
         self._call = self._start()
+        self._state.ended = False
         if self._cancelled.is_set():  # while it was started
             self._call.cancel()
 

@@ -42,8 +42,8 @@ class SpokenRequests:
 
     @property
     def can_repeat(self) -> bool:
-        """Whether all that was taken so far is still there for another attempt, and may be needed for one."""
-        return self._room >= 0 and not self._settled
+        """Whether another attempt can be made of them: nothing is missing, and they have not failed."""
+        return self._room >= 0 and not self._settled and self.failure is None
 
     def settle(self) -> None:
         """There will be no further attempt: what has been sent need not be kept."""
