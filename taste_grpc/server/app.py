@@ -68,7 +68,7 @@ class TasteServer:
         self._health = HealthService(["", TASTE_SERVICE, DIALOGUE_SERVICE])
         self._taste = TasteService(self._gate, settings.limits, settings.admission.max_wait_ms)
         self._server = grpc.aio.server(
-            interceptors=[CallInterceptor(self._authenticator)],
+            interceptors=[CallInterceptor(self._authenticator, settings.limits.max_idle_ms)],
             options=channel_options(settings),
         )
         self._loading: asyncio.Task[ModelInfo] | None = None

@@ -8,7 +8,7 @@ import logging
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager, suppress
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import unquote
 
 import grpc
@@ -16,13 +16,15 @@ from google.protobuf.message import DecodeError
 from grpc_reflection.v1alpha import reflection_pb2
 
 from taste.v1 import dialogue_pb2, taste_pb2
-from taste_grpc.errors import InvalidInputError, InvalidTypeError, UnauthenticatedError
+from taste_grpc.errors import IdleError, InvalidInputError, InvalidTypeError, UnauthenticatedError
 from taste_grpc.observability import log_event
 from taste_grpc.server.auth import Authenticator, certificate_name
 from taste_grpc.server.call import REQUEST_ID_KEY, Call, enter_call, request_id
 from taste_grpc.server.status import status_of
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 _QUIET = ("/grpc.health.", "/grpc.reflection.", "/grpc.channelz.")
 """Services whose calls are logged at debug level: probes come every few seconds."""
@@ -48,10 +50,14 @@ class _Malformed:
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):
-    """Asks who calls, gives each call a request id, maps what it raises to a status, logs a line when it has ended."""
+    """Asks who calls, gives each call a request id, maps what it raises to a status, logs a line when it has ended.
 
-    def __init__(self, authenticator: Authenticator | None = None) -> None:
+    A caller that sends no request, or reads nothing of what it was sent, for `max_idle_ms` is let go with IdleError.
+    """
+
+    def __init__(self, authenticator: Authenticator | None = None, max_idle_ms: int = 300_000) -> None:
         self._authenticator = authenticator or Authenticator()
+        self._max_idle_ms = max_idle_ms
 
     async def intercept_service(
         self,
@@ -66,45 +72,60 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             client = self._authenticator.client_of(method, metadata)
         except UnauthenticatedError as error:
             # Before the method is looked up: whether it exists is none of a stranger's business.
-            return _refused(error, method, call_id)
+            return self._refused(error, method, call_id)
         handler = await continuation(handler_call_details)
         if handler is None:
             return None
-        return _wrap(handler, method, call_id, client=client, linger=handler.request_streaming)
+        return self._wrap(handler, method, call_id, client=client, linger=handler.request_streaming)
 
+    def _refused(self, error: UnauthenticatedError, method: str, call_id: str) -> Any:
+        """A handler that raises `error`; one of streams, so that no request is read first."""
 
-def _refused(error: UnauthenticatedError, method: str, call_id: str) -> Any:
-    """A handler that raises `error`; one of streams, so that no request is read first."""
+        async def refuse(requests: Any, context: Any) -> None:
+            raise error
 
-    async def refuse(requests: Any, context: Any) -> None:
-        raise error
+        handler: Any = grpc.stream_stream_rpc_method_handler(refuse)
+        shown = method if _METHOD.fullmatch(method) else "(no method's name)"
+        return self._wrap(handler, shown, call_id, client="", linger=method in _STREAMED)
 
-    handler: Any = grpc.stream_stream_rpc_method_handler(refuse)
-    shown = method if _METHOD.fullmatch(method) else "(no method's name)"
-    return _wrap(handler, shown, call_id, client="", linger=method in _STREAMED)
+    def _wrap(self, handler: Any, method: str, call_id: str, *, client: str, linger: bool) -> Any:
+        inner, make = _behaviour(handler)
+        if not (inspect.iscoroutinefunction(inner) or inspect.isasyncgenfunction(inner)):
+            return handler
 
+        async def serve(requests: Any, context: Any) -> Any:
+            call = Call(method, unquote(context.peer()), call_id)
+            async with _observed(call, context, client or certificate_name(context), linger=linger):
+                checked = _checked_stream(requests) if handler.request_streaming else await self._only_request(context)
+                if not inspect.isasyncgenfunction(inner):
+                    return await inner(checked, context)
+                async with aclosing(inner(checked, context)) as responses:
+                    async for response in responses:
+                        await self._in_time(context.write(response), "for the caller to read")
+            return None
 
-def _wrap(handler: Any, method: str, call_id: str, *, client: str, linger: bool) -> Any:
-    inner, make = _behaviour(handler)
-    if not (inspect.iscoroutinefunction(inner) or inspect.isasyncgenfunction(inner)):
-        return handler
+        return make(
+            serve,
+            request_deserializer=_tolerant(handler.request_deserializer),
+            response_serializer=handler.response_serializer,
+        )
 
-    async def serve(requests: Any, context: Any) -> Any:
-        call = Call(method, unquote(context.peer()), call_id)
-        async with _observed(call, context, client or certificate_name(context), linger=linger):
-            checked = _checked_stream(requests) if handler.request_streaming else await _only_request(context)
-            if not inspect.isasyncgenfunction(inner):
-                return await inner(checked, context)
-            async with aclosing(inner(checked, context)) as responses:
-                async for response in responses:
-                    await context.write(response)
-        return None
+    async def _only_request(self, context: Any) -> Any:
+        request = await self._in_time(context.read(), "for the request of the call")
+        if request is grpc.aio.EOF:
+            raise InvalidInputError("", "the call ended before its request")
+        return _checked(request)
 
-    return make(
-        serve,
-        request_deserializer=_tolerant(handler.request_deserializer),
-        response_serializer=handler.response_serializer,
-    )
+    async def _in_time(self, waiting: Awaitable[T], what: str) -> T:
+        """The result of `waiting`. Raises IdleError when it does not come in time."""
+        limit = asyncio.timeout(self._max_idle_ms / 1000)
+        try:
+            async with limit:
+                return await waiting
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            raise IdleError(f"the server waited {self._max_idle_ms} ms {what}") from None
 
 
 def _behaviour(handler: Any) -> tuple[Any, Callable[..., Any]]:
@@ -139,13 +160,6 @@ def _checked(request: Any) -> Any:
     if isinstance(request, _Malformed):
         raise InvalidInputError("", "the request is no protobuf message of the method's type")
     return request
-
-
-async def _only_request(context: Any) -> Any:
-    request = await context.read()
-    if request is grpc.aio.EOF:
-        raise InvalidInputError("", "the call ended before its request")
-    return _checked(request)
 
 
 async def _checked_stream(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:

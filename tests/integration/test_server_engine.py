@@ -229,3 +229,21 @@ async def test_silence_cannot_be_transcribed(live: Live):
     failure = read_failure(refused.value)
     assert failure.code is grpc.StatusCode.INVALID_ARGUMENT
     assert failure.fields == ["segments[0].audio"]
+
+
+async def read_on(call: Any) -> None:
+    while await call.read() is not grpc.aio.EOF:
+        pass
+
+
+async def test_a_caller_that_never_reads_is_let_go(chat_checkpoint: Path):
+    engine = LocalEngine(EngineSettings(model=chat_checkpoint, device="cpu", threads=1))
+    async with live_server(engine, limits={"max_idle_ms": 400}) as live, narrow(live) as stub:
+        call = stub.Generate(long_answer(live))
+        await call.read()
+        await until(lambda: engine.stats().active_calls == 0, 60)
+        with pytest.raises(grpc.aio.AioRpcError) as ended:
+            await read_on(call)
+        failure = read_failure(ended.value)
+        assert (failure.code, failure.reason) == (grpc.StatusCode.DEADLINE_EXCEEDED, "ERROR_REASON_IDLE")
+        assert [result async for result in live.stub.Generate(short_answer(live))][-1].is_complete

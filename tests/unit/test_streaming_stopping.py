@@ -188,7 +188,7 @@ def test_a_finished_answer_has_given_its_slot_back(chat: Loaded) -> None:
     want = next(work)
     assert isinstance(want, TextSlot)
     cache = chat.model.spoken_lm.new_cache(slots=1, capacity=want.positions)
-    want = work.send(Slot(cache, 0, lambda: given_back.append(1)))
+    want = work.send(Slot(cache, 0, want.positions, lambda: given_back.append(1)))
     with torch.inference_mode():
         while not (isinstance(want, Emit) and want.value.is_complete):
             step = isinstance(want, TextStep)

@@ -133,7 +133,7 @@ def _feed_back(
     if not going:
         return
     count = len(going) if cache.fixed is None else cache.fixed.step_rows
-    _renew_audio(lm, codebooks, going, None)
+    _renew_audio(lm, codebooks, going, None if cache.fixed is None else count)
     silence = lm.pad_audio_unit_embed.float()
     audio = torch.stack(
         [silence if step.taste_action == TasteAction.WAIT else generation.audio for generation, step in going]
