@@ -110,6 +110,7 @@ class LocalEngine:
         """Load the model and run it once through all its parts. Raises CheckpointError."""
         loaded, machine = await self._loop.run(self._load)
         self._loop.attach(machine)
+        await self._loop.run(machine.warm_up)
         await self._loop.do(_warm_up(loaded), CallAbort())
         machine.reset_counters()
         threads = (self._loop, self._asr_thread, self._audio_thread)

@@ -12,13 +12,18 @@ import torch
 from taste_grpc.engine.loading import LoadedModel
 from taste_grpc.engine.slots import Reservation, SlotPool
 from taste_grpc.errors import InvalidInputError
+from taste_grpc.model.layers.graphed_step import GraphedStep
+from taste_grpc.model.layers.rel_pos_static import graphed_row_step
 from taste_grpc.model.layers.shapes import FixedShape, PieceSize
-from taste_grpc.model.speech_decoder.unit_sampler import choose_units
 from taste_grpc.model.spoken_lm.generation import StepResult, decode_step
+from taste_grpc.model.spoken_lm.static_step import graphed_text_step
 from taste_grpc.streaming.work import Slot, TextSlot, TextStep, UnitSlot, UnitStep
 
 _BLOCK = 64
 _UNIT_POSITIONS = 4096  # of one chunk: its window, its words and a minute of speech
+_CPU_ROWS = 64
+_CPU_PIECE = PieceSize(_CPU_ROWS, layers=1)  # many rows cost a processor as much as several steps
+_CUDA_PIECE = PieceSize(256)  # a GPU is hardly busy with fewer
 
 
 @dataclass(frozen=True)
@@ -31,7 +36,8 @@ class MachineSettings:
         text_positions: prompt and answer of one call together, at most.
         cache_bytes: of keys and values of both networks together.
         deterministic: a call gives the same to the bit whatever runs beside it.
-        piece_rows: rows of a prompt that are read before others get their turn.
+        piece: the most of a prompt that is read before others get their turn; None takes what suits the device.
+        static_steps: steps take one of a few shapes, which on CUDA are recorded as graphs; None: on CUDA only.
     """
 
     text_slots: int
@@ -39,7 +45,8 @@ class MachineSettings:
     text_positions: int
     cache_bytes: int
     deterministic: bool = False
-    piece_rows: int = 64
+    piece: PieceSize | None = None
+    static_steps: bool | None = None
 
 
 class SharedMachine:
@@ -48,10 +55,12 @@ class SharedMachine:
     def __init__(self, loaded: LoadedModel, settings: MachineSettings) -> None:
         self._lm, self._decoder = loaded.model.spoken_lm, loaded.model.speech_decoder
         self._codebooks = loaded.model.audio_tower.rvq
-        self._piece = PieceSize(rows=settings.piece_rows)
+        on_cuda = loaded.model.device.type == "cuda"
+        self._piece = settings.piece or (_CUDA_PIECE if on_cuda else _CPU_PIECE)
         half = settings.cache_bytes // 2
-        text = FixedShape(settings.text_slots, settings.piece_rows) if settings.deterministic else None
-        units = FixedShape(settings.unit_slots, settings.piece_rows) if settings.deterministic else None
+        piece_rows = self._piece.rows or _CPU_ROWS
+        text = FixedShape(settings.text_slots, piece_rows) if settings.deterministic else None
+        units = FixedShape(settings.unit_slots, piece_rows) if settings.deterministic else None
         # a cache of no size tells what a position of one costs
         text_bytes = self._lm.new_cache(slots=1, capacity=_BLOCK).nbytes // _BLOCK
         unit_bytes = self._decoder.new_cache(1, _BLOCK).nbytes // _BLOCK
@@ -62,7 +71,18 @@ class SharedMachine:
         self._unit_cache = self._decoder.new_cache(settings.unit_slots, unit_room, fixed=units)
         self.text_pool = SlotPool(settings.text_slots, text_room, text_bytes, half, _BLOCK)
         self.unit_pool = SlotPool(settings.unit_slots, unit_room, unit_bytes, half, _BLOCK)
+        self._text_step: GraphedStep | None = None
+        self._unit_step: GraphedStep | None = None
+        if on_cuda if settings.static_steps is None else settings.static_steps:
+            self._text_step = graphed_text_step(self._lm, self._text_cache)
+            self._unit_step = graphed_row_step(self._decoder.llm, self._unit_cache)
         self.reset_counters()
+
+    def warm_up(self) -> None:
+        """Record the graphs of all shapes, where there are any, so that no call waits for one."""
+        for step in (self._text_step, self._unit_step):
+            if step is not None:
+                step.warm_up()
 
     def reset_counters(self) -> None:
         """Count from zero: what was done so far was a warm-up."""
@@ -88,19 +108,29 @@ class SharedMachine:
             "live_slots": self.live_slots,
         }
 
+    def synchronize(self) -> None:
+        """Return when everything that was asked of the device is done."""
+        if self._text_cache.device.type == "cuda":
+            torch.cuda.current_stream(self._text_cache.device).synchronize()
+
     def text_steps(self, wants: Sequence[TextStep]) -> Sequence[StepResult]:
         """One step of the language model for all of `wants`."""
         self.text_rows += len(wants)
         self.text_calls += 1
-        return decode_step(self._lm, self._codebooks, self._text_cache, [want.generation for want in wants])
+        generations = [want.generation for want in wants]
+        return decode_step(self._lm, self._codebooks, self._text_cache, generations, forward=self._text_step)
 
     def unit_steps(self, wants: Sequence[UnitStep]) -> Sequence[int]:
         """One step of the speech decoder for all of `wants`."""
         self.unit_rows += len(wants)
         self.unit_calls += 1
-        units = torch.tensor([want.unit for want in wants], device=self._unit_cache.device)
-        log_probs = self._decoder.step(units, self._unit_cache, [want.slot.index for want in wants])
-        return choose_units(log_probs[: len(wants)], [want.choice for want in wants])
+        return self._decoder.next_units(
+            [want.unit for want in wants],
+            [want.choice for want in wants],
+            self._unit_cache,
+            [want.slot.index for want in wants],
+            forward=self._unit_step,
+        )
 
     def slot(self, want: TextSlot | UnitSlot) -> Slot[Any] | None:
         """A place in a cache; None while none is free. Raises InvalidInputError for more than there can ever be."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Generic, Protocol, TypeVar
@@ -12,7 +13,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import torch
 
 from taste_grpc.engine.call_abort import CallAbort
-from taste_grpc.engine.scheduler import SLOTS, Scheduler, Waiting
+from taste_grpc.engine.scheduler import SLOTS, Scheduler, TurnBudget, Waiting
 from taste_grpc.errors import CallAbortedError, UnavailableError
 from taste_grpc.streaming.work import Emit, Slot, TextSlot, TextStep, Turn, UnitSlot, UnitStep, Want, Work
 
@@ -35,6 +36,10 @@ class Machine(Protocol):
 
     def slot(self, want: TextSlot | UnitSlot) -> Slot[Any] | None:
         """A place in a cache; None while none is free. Raises InvalidInputError for more than there can ever be."""
+        ...
+
+    def synchronize(self) -> None:
+        """Return when everything that was asked of the device is done."""
         ...
 
 
@@ -99,11 +104,13 @@ class ModelLoop:
     """One thread, and on it one loop over the jobs of all calls.
 
     A round is one step of the language model for every job that waits for one, one step of the speech decoder
-    likewise, and one turn of one other job. Jobs whose readers are slow are left out until they are read on.
+    likewise, and turns of other jobs for about as long as that took. Jobs whose readers are slow are left out until
+    they are read on.
     """
 
-    def __init__(self, name: str = "taste-model") -> None:
+    def __init__(self, name: str = "taste-model", clock: Callable[[], float] = time.perf_counter) -> None:
         self._scheduler: Scheduler[Job[Any]] = Scheduler()
+        self._budget = TurnBudget(clock)
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._machine: Machine | None = None
         self._stopping = False
@@ -187,15 +194,27 @@ class ModelLoop:
 
     def _round(self) -> bool:
         """Run one round; whether there was anything to do."""
-        now = self._scheduler.next_round()
-        if not now:
-            return False
-        self.rounds += 1
-        self._step(now.text, lambda machine, wants: machine.text_steps(wants))
-        self._step(now.units, lambda machine, wants: machine.unit_steps(wants))
-        if now.turn is not None:
-            self._advance(now.turn, None)
-        return True
+        steps = self._scheduler.steps()
+        if steps:
+            with self._budget.step():
+                self._step(steps.text, lambda machine, wants: machine.text_steps(wants))
+                self._step(steps.units, lambda machine, wants: machine.unit_steps(wants))
+        turns = self._turns()
+        self.rounds += bool(steps or turns)
+        return bool(steps or turns)
+
+    def _turns(self) -> int:
+        """Let others have their turns until those who talk have waited long enough; returns how many had one."""
+        turns = 0
+        while (job := self._scheduler.take(Waiting.TURN)) is not None:
+            self._advance(job, None)
+            turns += 1
+            if not self._scheduler.is_talking:
+                break  # nobody waits for a step: listen to commands first
+            self._the_machine.synchronize()
+            if self._budget.is_spent:
+                break
+        return turns
 
     def _step(self, jobs: Sequence[Job[Any]], run: Callable[[Machine, list[Any]], Sequence[Any]]) -> None:
         going = [job for job in jobs if not self._ended(job)]

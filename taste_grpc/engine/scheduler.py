@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
+from statistics import median
 from typing import Generic, TypeVar
 
 J = TypeVar("J")
@@ -31,22 +35,52 @@ SLOTS = (Waiting.TEXT_SLOT, Waiting.UNIT_SLOT)
 
 
 @dataclass(frozen=True)
-class Round(Generic[J]):
-    """What runs before anybody else is asked: one step of each network for all who wait for it, one job's turn."""
+class Steps(Generic[J]):
+    """Those who take part in the next step of each network."""
 
     text: tuple[J, ...]
     units: tuple[J, ...]
-    turn: J | None
 
     def __bool__(self) -> bool:
-        return bool(self.text or self.units or self.turn is not None)
+        return bool(self.text or self.units)
+
+
+class TurnBudget:
+    """How long turns may go on while somebody waits for a step: as long as a step takes.
+
+    A turn that is under way is not interrupted, so whoever talks waits for two steps' time at most, as long as no
+    single turn takes longer than a step.
+
+    Args:
+        clock: seconds.
+        remembered: steps whose median counts.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter, remembered: int = 33) -> None:
+        self._clock = clock
+        self._durations: deque[float] = deque(maxlen=remembered)
+        self._until = 0.0
+
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        """Around a step; the turns after it have its time to spend."""
+        begun = self._clock()
+        yield
+        ended = self._clock()
+        self._durations.append(ended - begun)
+        self._until = ended + median(self._durations)
+
+    @property
+    def is_spent(self) -> bool:
+        """Whether those who talk have waited long enough."""
+        return self._clock() >= self._until
 
 
 class Scheduler(Generic[J]):
     """Keeps jobs by what they wait for. To be used on one thread.
 
-    A round is one step for everybody who talks and one turn of one other job, round robin: a talking stream never
-    waits for more than one piece of somebody else's work, and no job waits for ever.
+    Steps are for everybody who waits for one; turns are taken in order of arrival. A job that has had its turn queues
+    up again behind the others, so no job waits for ever.
     """
 
     def __init__(self) -> None:
@@ -77,10 +111,14 @@ class Scheduler(Generic[J]):
         """Jobs that wait for `kind`."""
         return len(self._queues[kind])
 
-    def next_round(self) -> Round[J]:
-        """Those who run now, no longer waiting."""
-        text, units = (self._all(kind) for kind in (Waiting.TEXT_STEP, Waiting.UNIT_STEP))
-        return Round(text, units, self.take(Waiting.TURN))
+    @property
+    def is_talking(self) -> bool:
+        """Whether anybody waits for a step."""
+        return bool(self._queues[Waiting.TEXT_STEP] or self._queues[Waiting.UNIT_STEP])
+
+    def steps(self) -> Steps[J]:
+        """All who wait for a step, no longer waiting."""
+        return Steps(self._all(Waiting.TEXT_STEP), self._all(Waiting.UNIT_STEP))
 
     def _all(self, kind: Waiting) -> tuple[J, ...]:
         queue = self._queues[kind]

@@ -15,6 +15,7 @@ from taste_grpc.audio import resample
 from taste_grpc.engine.loading import LoadedModel
 from taste_grpc.engine.machine import MachineSettings, SharedMachine
 from taste_grpc.engine.resume import ResumeState
+from taste_grpc.model.layers.shapes import PieceSize
 from taste_grpc.model.speech_decoder.inputs import SpokenWords
 from taste_grpc.model.voice_generator.generator import VoiceGenerator
 from taste_grpc.streaming.speech_stream import SpeechPiece, SpeechState, SpeechStream, Voice
@@ -79,7 +80,12 @@ def machine(tiny: Loaded, *, deterministic: bool) -> SharedMachine:
     """Three slots for speech, read in pieces of 32 rows."""
     loaded = LoadedModel(tiny.model, tiny.processor, None, None)  # type: ignore[arg-type]
     settings = MachineSettings(
-        text_slots=1, unit_slots=3, text_positions=64, cache_bytes=1 << 26, deterministic=deterministic, piece_rows=32
+        text_slots=1,
+        unit_slots=3,
+        text_positions=64,
+        cache_bytes=1 << 26,
+        deterministic=deterministic,
+        piece=PieceSize(32),
     )
     return SharedMachine(loaded, settings)
 

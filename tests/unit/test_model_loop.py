@@ -7,6 +7,7 @@ import threading
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 import pytest_asyncio
 
@@ -22,6 +23,7 @@ class CountingMachine:
     def __init__(self, slots: int = 2) -> None:
         self.free = slots
         self.together: list[int] = []
+        self.waited = 0
 
     def text_steps(self, wants: Sequence[TextStep]) -> list[int]:
         self.together.append(len(wants))
@@ -38,6 +40,9 @@ class CountingMachine:
 
     def give_back(self) -> None:
         self.free += 1
+
+    def synchronize(self) -> None:
+        self.waited += 1
 
 
 @pytest.fixture
@@ -72,16 +77,65 @@ def endless(turns: list[int]) -> Work[None]:
         yield Turn()
 
 
+class Clock:
+    """Goes on when it is told to, and notes when."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class ClockedMachine(CountingMachine):
+    """Steps of one second."""
+
+    def __init__(self, clock: Clock) -> None:
+        super().__init__()
+        self.clock = clock
+        self.begun: list[float] = []
+
+    def text_steps(self, wants: Sequence[TextStep]) -> list[int]:
+        self.begun.append(self.clock.now)
+        self.clock.now += 1.0
+        return super().text_steps(wants)
+
+
+@pytest.mark.parametrize("readers", [1, 3])
+async def test_turns_of_others_delay_who_talks_by_no_more_than_two_steps(readers: int) -> None:
+    clock = Clock()
+    machine = ClockedMachine(clock)
+    loop = ModelLoop(clock=clock)
+    loop.attach(machine)
+
+    def read(done: list[int]) -> Work[None]:
+        while True:
+            clock.now += 0.7
+            done.append(1)
+            yield Turn()
+
+    done: list[list[int]] = [[] for _ in range(readers)]
+    reading = [loop.submit(read(own), CallAbort()) for own in done]
+    await loop.do(talk(20, emit=False), CallAbort())
+    waits = np.diff(machine.begun) - 1.0  # beside the step itself
+    assert waits.max() <= 2.0
+    assert np.allclose(waits, 2 * 0.7)  # the turn that begins before the time is over ends after it
+    assert max(map(len, done)) - min(map(len, done)) <= 1
+    for job in reading:
+        await loop.give_up(job)
+    await asyncio.to_thread(loop.close)
+
+
 async def test_work_runs_on_one_thread_of_its_own(loop: ModelLoop) -> None:
     names = {await loop.run(lambda: threading.current_thread().name) for _ in range(5)}
     assert names == {"taste-model"}
 
 
 async def test_what_talks_together_steps_together(loop: ModelLoop, machine: CountingMachine) -> None:
-    gate: Work[None] = hold()
-    holding = loop.submit(gate, CallAbort())
+    gate = threading.Event()
+    holding = loop.submit(hold(gate), CallAbort())
     jobs = [loop.submit(talk(3, emit=False), CallAbort()) for _ in range(2)]
-    HELD.set()
+    gate.set()
     # they begin one after the other, a turn each, and step together from then on
     assert [await job.result for job in jobs] == [1 + 2 + 2, 2 + 2 + 1]
     await holding.result
@@ -89,12 +143,8 @@ async def test_what_talks_together_steps_together(loop: ModelLoop, machine: Coun
     assert machine.free == 2
 
 
-HELD = threading.Event()
-
-
-def hold() -> Work[None]:
-    HELD.clear()
-    HELD.wait(10)
+def hold(gate: threading.Event) -> Work[None]:
+    assert gate.wait(10)
     yield Turn()
 
 

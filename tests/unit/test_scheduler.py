@@ -10,26 +10,25 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taste_grpc.engine.scheduler import Scheduler, Waiting
+from taste_grpc.engine.scheduler import Scheduler, TurnBudget, Waiting
 
 
-def test_a_round_is_a_step_for_all_who_talk_and_one_turn() -> None:
+def test_steps_are_for_all_who_wait_for_one() -> None:
     scheduler: Scheduler[str] = Scheduler()
     for job, kind in [
         ("a", Waiting.TEXT_STEP),
         ("b", Waiting.TURN),
         ("c", Waiting.UNIT_STEP),
         ("d", Waiting.TEXT_STEP),
-        ("e", Waiting.TURN),
-        ("f", Waiting.ROOM),
+        ("e", Waiting.ROOM),
     ]:
         scheduler.put(job, kind)
-    first, second, third = (scheduler.next_round() for _ in range(3))
-    assert (first.text, first.units, first.turn) == (("a", "d"), ("c",), "b")
-    assert (second.text, second.units, second.turn) == ((), (), "e")
-    assert not third
-    assert len(scheduler) == 1
-    assert scheduler.count(Waiting.ROOM) == 1
+    assert scheduler.is_talking
+    steps = scheduler.steps()
+    assert (steps.text, steps.units) == (("a", "d"), ("c",))
+    assert not scheduler.steps()
+    assert not scheduler.is_talking
+    assert (scheduler.count(Waiting.TURN), scheduler.count(Waiting.ROOM), len(scheduler)) == (1, 1, 2)
 
 
 def test_who_is_dropped_is_not_asked_again() -> None:
@@ -37,7 +36,30 @@ def test_who_is_dropped_is_not_asked_again() -> None:
     scheduler.put("a", Waiting.TEXT_STEP)
     assert scheduler.drop("a")
     assert not scheduler.drop("a")
-    assert not scheduler.next_round()
+    assert not scheduler.steps()
+
+
+class Clock:
+    """Goes on when it is told to."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_turns_may_take_as_long_as_the_median_step() -> None:
+    clock = Clock()
+    budget = TurnBudget(clock, remembered=3)
+    assert budget.is_spent
+    for seconds, expected in [(4.0, 4.0), (2.0, 3.0), (9.0, 4.0), (1.0, 2.0), (1.0, 1.0)]:
+        with budget.step():
+            clock.now += seconds
+        clock.now += expected - 0.01
+        assert not budget.is_spent
+        clock.now += 0.01
+        assert budget.is_spent
 
 
 def test_a_slot_goes_to_who_waited_longest_and_may_be_given_back() -> None:
@@ -57,7 +79,7 @@ def test_nobody_waits_for_more_than_one_piece_of_each_other_job(pieces: list[int
     for job in left:
         scheduler.put(job, Waiting.TURN)
     order: list[int] = []
-    while (turn := scheduler.next_round().turn) is not None:
+    while (turn := scheduler.take(Waiting.TURN)) is not None:
         order.append(turn)
         left[turn] -= 1
         if left[turn]:
