@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice, product
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,7 @@ def write_random_checkpoint(
     seed: int = 0,
     sizes: RandomSizes | None = None,
     conversation_tokens: bool = True,
+    text_tokenizer: TextTokenizerFiles | None = None,
     units_per_token: float | None = 8.0,
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> Path:
@@ -119,6 +121,7 @@ def write_random_checkpoint(
         seed: the same seed and sizes give the same weights.
         sizes: of all parts.
         conversation_tokens: whether the text tokenizer has the tokens of the conversation format.
+        text_tokenizer: the text tokenizer; None is `small_text_tokenizer`.
         units_per_token: pace of the speech decoder (50 units are a second); None leaves its end of
             speech to chance.
         max_shard_bytes: size above which model.safetensors is split.
@@ -130,7 +133,7 @@ def write_random_checkpoint(
         CheckpointError: the package onnx is not installed.
     """
     directory, sizes = Path(directory), sizes or RandomSizes()
-    tokenizer = small_text_tokenizer(conversation_tokens)
+    tokenizer = text_tokenizer or small_text_tokenizer(conversation_tokens)
     vocabulary = tokenizer.tokenizer.get_vocab()
     text_config = sizes.language.text_config(
         max(len(vocabulary), sizes.language.vocab_size or 0), vocabulary[_BEGIN_OF_TEXT], vocabulary[_END_OF_TEXT]
@@ -175,7 +178,26 @@ def small_text_tokenizer(conversation_tokens: bool = True) -> TextTokenizerFiles
         show_progress=False,
     )
     tokenizer.train_from_iterator([_BASE_TEXT], trainer)
-    special = [_BEGIN_OF_TEXT, _END_OF_TEXT, *(CONVERSATION_TOKENS if conversation_tokens else ())]
+    return _with_special(tokenizer, CONVERSATION_TOKENS if conversation_tokens else ())
+
+
+def words_tokenizer(count: int = 512) -> TextTokenizerFiles:
+    """A tokenizer of `count` words, each one id with a blank before it, for answers with one word per id.
+
+    It has no conversation tokens, and so no id that ends an answer. Unknown words become its first one.
+    """
+    syllables = [first + second for first, second in product("bdfghklmnprstvwz", "aeiou")]
+    words = [
+        "\u0120" + "".join(parts) for parts in islice(product(syllables, syllables), count)
+    ]  # a blank in byte-level
+    tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token=words[0]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    return _with_special(tokenizer, ())
+
+
+def _with_special(tokenizer: Tokenizer, more: Sequence[str]) -> TextTokenizerFiles:
+    special = [_BEGIN_OF_TEXT, _END_OF_TEXT, *more]
     tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in special])
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
