@@ -151,7 +151,8 @@ class DetokenizeChunk:
     Attributes:
         samples: `[T]` float32 at `sample_rate_hz`.
         first_sample: position of `samples[0]` in the whole stream.
-        speech_ids: `[N]` units (50 per second) this audio was made from.
+        speech_ids: `[N]` units (50 per second) this audio was made from; when there is too much of it for one chunk,
+            those of all its chunks are in the first.
         index: counts chunks of the call; `segment_index` counts its segments.
         is_final: the last chunk of its segment.
         resume_state: on final chunks, what a new call needs to go on from here.

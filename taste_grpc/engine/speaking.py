@@ -27,6 +27,10 @@ from taste_grpc.streaming.work import Emit, Work
 
 DEFAULT_RATE_HZ = 16_000
 
+_CHUNK_SAMPLES = 1 << 18
+"""The audio of a phrase leaves in chunks of at most so many samples, which are 1 MiB as FLOAT32LE: with the audio that
+is held back and a resume state, a message stays well below the 4 MiB that gRPC clients receive when nothing is set."""
+
 
 class Utterance:
     """Speech that grows segment by segment, at a cost that does not depend on what was spoken before.
@@ -77,7 +81,7 @@ class Utterance:
         return self._units
 
     def say(self, given: SegmentInput, segment: TASTESegment) -> Work[DetokenizeChunk]:
-        """Speak one more segment: emits a `DetokenizeChunk` for each phrase but the last, whose chunk it returns.
+        """Speak one more segment: emits the chunks of each phrase, several of a long one, and returns the very last.
 
         Close the segment with `close_segment` afterwards.
         """
@@ -91,7 +95,9 @@ class Utterance:
             ahead = SpokenWords.of(words[end:seen], rows[end:seen], tokenizer)
             piece = yield from self._stream.speak(spoken, ahead)
             self._units += len(piece.units)
-            chunk = self._chunk(piece)
+            *earlier, chunk = self._chunks_of(piece)
+            for filled in earlier:
+                yield Emit(filled)
         if chunk is None:
             raise InvalidInputError(_field_of(given, "text_ids"), "has no word that can be spoken")
         return chunk
@@ -113,13 +119,13 @@ class Utterance:
         state = ResumeState.of(self._stream.state, self._voice, self._loaded.info.revision)
         return replace(chunk, is_final=True, resume_state=state.pack())
 
-    def _chunk(self, piece: SpeechPiece) -> DetokenizeChunk:
-        chunk = replace(
-            self._empty_chunk(piece.first_sample),
-            samples=piece.audio.samples,
-            speech_ids=np.asarray(piece.units, np.int64),
-        )
-        return chunk
+    def _chunks_of(self, piece: SpeechPiece) -> list[DetokenizeChunk]:
+        """At least one; the first has the units."""
+        samples, chunks = piece.audio.samples, []
+        for start in range(0, max(1, len(samples)), _CHUNK_SAMPLES):
+            chunk = self._empty_chunk(piece.first_sample + start)
+            chunks.append(replace(chunk, samples=samples[start : start + _CHUNK_SAMPLES]))
+        return [replace(chunks[0], speech_ids=np.asarray(piece.units, np.int64)), *chunks[1:]]
 
     def _empty_chunk(self, first_sample: int) -> DetokenizeChunk:
         self._index += 1

@@ -8,7 +8,7 @@ before it, words and units both: at the borders of chunks, and only there, the t
 from __future__ import annotations
 
 import copy
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -29,7 +29,7 @@ from taste_grpc.model.taste import TasteForCausalLM
 from taste_grpc.model.voice_generator.generator import VoiceGenerator
 from taste_grpc.model.voice_generator.mel_stream import MelState, MelWindowing, extend_mel, finish_mel
 from taste_grpc.model.voice_generator.wave_stream import WaveState, extend_wave
-from taste_grpc.streaming.work import Slot, Turn, UnitSlot, UnitStep, Work
+from taste_grpc.streaming.work import Slot, Turn, UnitSlot, UnitStep, Work, in_turns
 
 MAX_CHUNK_TOKENS = 256
 """Tokens of the speech decoder's tokenizer that one chunk may have."""
@@ -274,21 +274,11 @@ class SpeechStream:
         steps = extend_mel(
             self.generator.flow, self.state.mel, units, voice.speaker, voice.seed, self.windowing, self.abort
         )
-        return (yield from self._in_turns(steps, "flow_frames"))
+        return (yield from in_turns(steps, lambda frames: self._count(flow_frames=frames)))
 
     def _extend_wave(self, mel: Tensor, *, last: bool) -> Work[Tensor]:
         pieces = extend_wave(self.generator.hift, self.state.wave, mel, self.voice.seed, last=last, abort=self.abort)
-        return (yield from self._in_turns(pieces, "vocoder_frames"))
-
-    def _in_turns(self, calls: Generator[int, None, Tensor], counter: str) -> Work[Tensor]:
-        while True:
-            try:
-                frames = next(calls)
-            except StopIteration as stopped:
-                result: Tensor = stopped.value
-                return result
-            self._count(**{counter: frames})
-            yield Turn()
+        return (yield from in_turns(pieces, lambda frames: self._count(vocoder_frames=frames)))
 
     def _piece(self, wave: Tensor, units: tuple[int, ...], *, last: bool) -> SpeechPiece:
         rate = self.voice.sample_rate_hz

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,15 +12,12 @@ from taste_grpc.audio import resample
 from taste_grpc.errors import InvalidInputError
 from taste_grpc.model.abort import AbortCheck, never_abort
 from taste_grpc.model.audio_tower.extraction import SpokenClips
-from taste_grpc.model.audio_tower.pieces import Pieces
 from taste_grpc.model.processor import MODEL_SAMPLE_RATE_HZ, Float32Array, TasteProcessor, mono_clip
 from taste_grpc.model.taste import TasteForCausalLM
 from taste_grpc.model.text.words import WordTokens, derive_word_ids, encode_words, words_of
 from taste_grpc.streaming.drive import run_alone
 from taste_grpc.streaming.segments import check_text_ids, check_word_ids
-from taste_grpc.streaming.work import Turn, Work
-
-T = TypeVar("T")
+from taste_grpc.streaming.work import Work, in_turns
 
 
 def taste_tokenize(
@@ -103,21 +100,8 @@ def tokenize_in_pieces(
         torch.tensor([[ranks[word] for word in word_ids]]),
         *features,
     )
-    codes = yield from _in_turns(model.extract_vq_in_pieces(clips, rows=rows, abort=abort))
+    codes = yield from in_turns(model.extract_vq_in_pieces(clips, rows=rows, abort=abort))
     return codes.llm_indices.cpu()
-
-
-def _in_turns(pieces: Pieces[T]) -> Work[T]:
-    """`pieces` as work: others may go first between them."""
-    try:
-        while True:
-            next(pieces)
-            yield Turn()
-    except StopIteration as stopped:
-        result: T = stopped.value
-        return result
-    finally:
-        pieces.close()
 
 
 def asr_tokens(

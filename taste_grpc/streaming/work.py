@@ -18,6 +18,7 @@ from taste_grpc.model.spoken_lm.generation import Generation
 from taste_grpc.model.spoken_lm.kv_slots import KeyValueSlots
 
 T = TypeVar("T")
+P = TypeVar("P")
 C = TypeVar("C", KeyValueSlots, RelPosCache)
 
 
@@ -91,3 +92,19 @@ Want: TypeAlias = Turn | TextSlot | UnitSlot | TextStep | UnitStep | Emit
 
 Work: TypeAlias = Generator[Want, Any, T]
 """Work that ends with a T."""
+
+
+def in_turns(pieces: Generator[P, None, T], done: Callable[[P], None] = lambda _: None) -> Work[T]:
+    """A computation that yields after each of its pieces, as work: others may go first between them.
+
+    `done` is called with what a piece yields, before the others' turn. Closing the work closes `pieces`.
+    """
+    try:
+        while True:
+            done(next(pieces))
+            yield Turn()
+    except StopIteration as stopped:
+        result: T = stopped.value
+        return result
+    finally:
+        pieces.close()
