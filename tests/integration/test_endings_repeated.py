@@ -28,10 +28,11 @@ from google.protobuf.message import Message
 
 from taste.v1 import taste_pb2
 from taste_grpc.engine import EngineSettings, LocalEngine
+from taste_grpc.engine.model_loop import Job
+from taste_grpc.engine.slots import Reservation
 from taste_grpc.engine.speaking import Utterance
-from taste_grpc.model.layers.rel_pos_cache import RelPosCache
-from taste_grpc.model.spoken_lm.kv_slots import KeyValueSlots
-from taste_grpc.streaming import GenerationStream
+from taste_grpc.streaming import Answer
+from taste_grpc.streaming.speech_stream import SpeechStream
 from tests.checkpoints import TINY
 from tests.support import messages
 from tests.support.hanging_client import client_parent
@@ -52,7 +53,7 @@ MAX_GROWTH_BYTES = 2 << 20
 
 SAMPLED_EVERY = 10
 
-HELD = (KeyValueSlots, RelPosCache, GenerationStream, Utterance)
+HELD = (Answer, Job, Reservation, SpeechStream, Utterance)
 """What only a running call may have."""
 
 
@@ -145,7 +146,8 @@ class Bench:
     async def reached(self, point: Point) -> None:
         """Wait until the call has come to its point."""
         if point.at == WAITING:
-            await until(lambda: any(self.live.engine._running.values()), 30)
+            scheduler, all_of_it = self.live.engine._loop._scheduler, self.length[point.method]
+            await until(lambda: self.pieces.begun.total() >= all_of_it and not len(scheduler), 30)
         else:
             async with asyncio.timeout(30):
                 await self.pieces.reached.wait()
@@ -154,6 +156,8 @@ class Bench:
         """Wait until no call is left, and check that the last one stopped as it must."""
         engine = self.live.engine
         await until(lambda: engine.stats().active_calls == 0 and self.live.server._gate.active == 0, 30)
+        held = engine.stats().extra
+        assert (held["kv_bytes"], held["live_slots"]) == (0, 0)
         assert self.pieces.late.total() <= 1, f"went on after it was asked to stop: {self.pieces.late}"
 
 

@@ -12,13 +12,15 @@ from taste_grpc.engine import LocalEngine
 from taste_grpc.engine.model_thread import CallAbort
 
 _HOLD_S = 20.0
+_STEPPED = ("llm layer", "unit layer")
 
 
 class ModelPieces:
     """Counts the pieces that the network of an engine begins, and stops at a given one.
 
-    A piece is a layer of a prefill or of the audio tower, a layer of a decode step, a speech unit, an Euler step, or
-    a block of the vocoder. One call at a time; the modules themselves are watched, so work that nobody checks is seen.
+    A piece is a layer of a prefill, some rows of a layer of the audio tower, a decode step, a speech unit, an Euler
+    step, or a block of the vocoder. One call at a time; the modules themselves are watched, so work that nobody checks
+    is seen.
 
     Attributes:
         begun: pieces by kind since `arm`.
@@ -42,7 +44,7 @@ class ModelPieces:
     @property
     def call(self) -> CallAbort | None:
         """The stop flag of the running call."""
-        return next(iter(tuple(self._engine._running)), None)
+        return next(iter(tuple(self._engine._calls._running)), None)
 
     def remove(self) -> None:
         for handle in self._handles:
@@ -51,8 +53,8 @@ class ModelPieces:
     def _hook(self, kind: str) -> Any:
         def before(_module: nn.Module, arguments: tuple[Any, ...]) -> None:
             (rows,) = arguments[:1]
-            # A step of one unit has layers of one row, which belong to the unit; a prefill may embed no unit at all.
-            if not (kind == "unit layer" and rows.shape[1] == 1) and rows.numel():
+            # A step has layers of one row, which belong to what is embedded; a prefill may embed no unit at all.
+            if rows.numel() and not (kind in _STEPPED and rows.shape[:-1].numel() == 1):
                 self._count(kind)
 
         return before
@@ -69,13 +71,15 @@ class ModelPieces:
 
 
 def _pieces(engine: LocalEngine) -> list[tuple[str, nn.Module]]:
-    model = engine._model.model
-    generator = engine._model.processor.get_generator(model.device)
+    loaded = engine._started.loaded
+    model, generator = loaded.model, loaded.processor.get_generator(loaded.model.device)
     tower, decoder = model.audio_tower.audio_joint_encoder_segmenter, model.speech_decoder
     blocks = len(generator.hift.config.kernels)
     found: dict[str, list[nn.Module]] = {
-        "listening layer": [*tower.audio_encoder.encoder.layers, *tower.audio_segmenter.decoder.layers],
-        "llm layer": [layer.self_attn.q_proj for layer in model.spoken_lm.llama.model.layers],
+        "listening layer": [layer.fc1 for layer in tower.audio_encoder.encoder.layers],
+        "pooling layer": [*tower.audio_segmenter.decoder.layers],
+        "llm layer": [layer.mlp.act_fn for layer in model.spoken_lm.llama.model.layers],
+        "llm step": [model.spoken_lm.llama.model.embed_tokens],
         "text layer": [layer.feed_forward for layer in decoder.text_encoder.encoders],
         "audio layer": [layer.feed_forward for layer in decoder.audio_token_encoder.encoders],
         "unit layer": [layer.feed_forward for layer in decoder.llm.encoders],
