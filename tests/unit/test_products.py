@@ -10,12 +10,12 @@ from taste_grpc.model.layers.products import fill_rows, in_columns, product, pro
 from taste_grpc.model.spoken_lm.lora import LoraConfig, LoraLinear
 
 
-@pytest.mark.parametrize("rows", [1, 2, 4, 16, 128, 129])
+@pytest.mark.parametrize("rows", [1, 2, 4, 16, 32, 33, 128, 129])
 @pytest.mark.parametrize("bias", [False, True])
 @torch.no_grad()
 def test_rows_as_columns_give_what_the_layer_gives(rows: int, bias: bool) -> None:
     torch.manual_seed(rows)
-    layers = [nn.Linear(24, 40, bias=bias), nn.Linear(24, 7, bias=bias)]
+    layers = [nn.Linear(24, out, bias=bias) for out in (128, 7, 64, 150)]
     x = torch.randn(rows, 24)
     assert in_columns(x) == (4 <= rows <= 128)
     for layer, out in zip(layers, products(layers, x), strict=True):
