@@ -58,8 +58,9 @@ from _step_weights import StepWeights
 SIZES = LanguageSizes(hidden=1024, layers=16, heads=16, kv_heads=8, ffn=4096, vocab_size=49_155)
 MOST = 16
 COUNTS, QUICK_COUNTS = (1, 2, 4, 8, MOST), (1, MOST)
-IDS, QUICK_IDS = 40, 24
+IDS, QUICK_IDS = 32, 24
 ROUNDS = 5
+REPEATS = 3  # of the bare products and passes, in each round
 
 
 def write_model(directory: str, sizes: LanguageSizes) -> None:
@@ -67,20 +68,20 @@ def write_model(directory: str, sizes: LanguageSizes) -> None:
     write_random_checkpoint(directory, seed=0, sizes=RandomSizes(language=sizes), text_tokenizer=words_tokenizer())
 
 
-def bare(weights: StepWeights, repeats: int = 3) -> dict[str, float]:
-    """Seconds of a pass that reads, of the products with one row, and with as many as there are calls."""
-    with torch.inference_mode():
-        return {
-            "read_s": weights.read_s(repeats),
-            "one_row_s": weights.product_s(1, repeats),
-            "rows_s": weights.product_s(MOST, repeats),
-        }
-
-
 def run_round(place: Site, weights: StepWeights, counts: Sequence[int], ids: int, seed: int) -> dict[str, Any]:
-    """Everything once: by key the ratios and the seconds, and by the number of calls its point."""
-    found: dict[str, Any] = bare(weights)
-    arrivals = {count: place.calls(count, ids, seed + 100 * count).check(ids) for count in counts}
+    """Everything once: by key the ratios and the seconds, and by the number of calls its point.
+
+    What is compared runs one after the other, so that it meets the same conditions.
+    """
+    with torch.inference_mode():
+        found: dict[str, Any] = {"read_s": weights.read_s(REPEATS), "one_row_s": weights.product_s(1, REPEATS)}
+        arrivals = {1: place.calls(1, ids, seed), MOST: place.calls(MOST, ids, seed + 1)}
+        found["rows_s"] = weights.product_s(MOST, REPEATS)
+    for index, count in enumerate(counts):
+        if count not in arrivals:
+            arrivals[count] = place.calls(count, ids, seed + 100 * index)
+    for arrived in arrivals.values():
+        arrived.check(ids)
     one, most = arrivals[1], arrivals[MOST]
     found["points"] = {str(count): point(arrivals[count]) for count in counts}
     found["speedup_16"] = most.steady_rate / one.steady_rate
@@ -125,7 +126,6 @@ def measure(directory: str, settings: dict[str, Any], counts: Sequence[int], ids
     model = TasteForCausalLM.from_pretrained(directory, device="cpu", dtype=settings["dtype"], show_progress=False)
     weights = StepWeights.of(model)
     with site({"model": directory, "device": "cpu", **settings}) as place:
-        bare(weights, 1)
         place.calls(MOST, 4, 0)  # warm up
         found = medians([run_round(place, weights, counts, ids, 10_000 * index) for index in range(1, rounds + 1)])
     gbytes = weights.nbytes / 1e9
