@@ -11,7 +11,8 @@ as checkpoints store it.
 `float32` holds the same figures in float32, where the two loops must choose the same ids. On a CPU the ratio depends on
 the dtype: a single row is bound by memory, which bfloat16 halves, while many rows are bound by arithmetic, which
 processors without bfloat16 instructions are slow at. `gemm_over_matvec` is the ratio that the bare matrix products of
-the layers have for the mean number of rows against one: what a loop free of all other work would reach.
+the layers have for the mean number of rows against one: what a loop free of all other work would reach. `points` has,
+for both loops, the milliseconds of an id by its position in the answer.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
@@ -39,6 +41,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from _report import report
 
 PROMPT_IDS, FLAT_IDS, COMPARED_IDS = 100, 256, 128
+POINT_IDS = 8
 
 
 def cached_steps(model: TasteForCausalLM, prompt: Prompt, sets: TokenSets, count: int) -> tuple[list[int], list[float]]:
@@ -56,7 +59,9 @@ def cached_steps(model: TasteForCausalLM, prompt: Prompt, sets: TokenSets, count
     return ids, seconds
 
 
-def recomputed_steps(model: TasteForCausalLM, prompt: Prompt, sets: TokenSets, count: int) -> list[int]:
+def recomputed_steps(
+    model: TasteForCausalLM, prompt: Prompt, sets: TokenSets, count: int
+) -> tuple[list[int], list[float]]:
     """The same ids from a loop that reads everything again for each one; nothing is kept but the input rows.
 
     As in the published loop, the forward pass gives scores and codes at every position, and the last is used.
@@ -71,8 +76,9 @@ def recomputed_steps(model: TasteForCausalLM, prompt: Prompt, sets: TokenSets, c
         history=prompt.history,
         draws=SeededDraws(0, model.vq_dim),
     )
-    rows, audio, ids = prompt.rows, lm.pad_audio_unit_embed.float(), []
+    rows, audio, ids, seconds = prompt.rows, lm.pad_audio_unit_embed.float(), [], []
     while len(ids) < count:
+        started = time.perf_counter()
         hidden = lm(rows[None], lm.new_cache(1, rows.shape[0]), [0])[0]
         scores, codes = lm.text_logits(hidden)[-1], rvq.indices_from_code(lm.taste_latent(hidden))[-1]
         logits: Tensor = torch.nn.functional.one_hot(codes, rvq.config.codebook_size).float() * 1000.0
@@ -81,10 +87,11 @@ def recomputed_steps(model: TasteForCausalLM, prompt: Prompt, sets: TokenSets, c
         if step.taste_ids[0] != -1:
             audio = rvq.output_from_indices(torch.tensor(step.taste_ids)).float()
         rows = torch.cat([rows, lm.fuse(audio[None], lm.embed_text(torch.tensor([step.text_id])))])
-    return ids
+        seconds.append(time.perf_counter() - started)
+    return ids, seconds
 
 
-def measure(model: TasteForCausalLM, processor: TasteProcessor, rounds: int, compared: int) -> dict[str, float]:
+def measure(model: TasteForCausalLM, processor: TasteProcessor, rounds: int, compared: int) -> dict[str, Any]:
     """Figures for the model's dtype; in float32, raises when the two loops do not agree on the ids."""
     sets = processor.text_tokenizer.sets(model.spoken_lm.vocab_size)
     speakable = (~sets.banned & ~sets.word_start).nonzero().reshape(-1)
@@ -92,18 +99,20 @@ def measure(model: TasteForCausalLM, processor: TasteProcessor, rounds: int, com
     chosen = speakable[torch.randint(len(speakable), (PROMPT_IDS,), generator=generator)].tolist()
     prompt = text_prompt(model.spoken_lm, chosen)
     quarter = FLAT_IDS // 4
-    flat, ratios, cached_seconds, recomputed_seconds, per_id, bound = [], [], [], [], [], []
+    flat, ratios, cached_seconds, recomputed_seconds, bound = [], [], [], [], []
+    by_position: dict[str, list[list[float]]] = {"cached": [], "recomputed": []}
     cached_steps(model, prompt, sets, 16)  # warm up
     for _ in range(rounds):
         _, seconds = cached_steps(model, prompt, sets, FLAT_IDS)
         flat.append(statistics.median(seconds[-quarter:]) / statistics.median(seconds[:quarter]))
-        per_id.append(statistics.median(seconds))
+        by_position["cached"].append(seconds)
         started = time.perf_counter()
         ids, _ = cached_steps(model, prompt, sets, compared)
         cached_seconds.append(time.perf_counter() - started)
         started = time.perf_counter()
-        again = recomputed_steps(model, prompt, sets, compared)
+        again, seconds = recomputed_steps(model, prompt, sets, compared)
         recomputed_seconds.append(time.perf_counter() - started)
+        by_position["recomputed"].append(seconds)
         if ids != again and model.dtype == torch.float32:
             raise SystemExit("the cached loop and the recomputing one chose different ids")
         ratios.append(recomputed_seconds[-1] / cached_seconds[-1])
@@ -112,12 +121,22 @@ def measure(model: TasteForCausalLM, processor: TasteProcessor, rounds: int, com
         "last_over_first_quarter": round(statistics.median(flat), 3),
         "recompute_over_cached": round(statistics.median(ratios), 2),
         "gemm_over_matvec": round(statistics.median(bound), 2),
-        "ms_per_id": round(1000 * statistics.median(per_id), 2),
+        "ms_per_id": round(1000 * statistics.median(map(statistics.median, by_position["cached"])), 2),
         "cached_s": round(statistics.median(cached_seconds), 3),
         "recomputed_s": round(statistics.median(recomputed_seconds), 3),
         "compared_ids": compared,
         "rounds": rounds,
+        "points": {name: points(runs) for name, runs in by_position.items()},
     }
+
+
+def points(runs: list[list[float]]) -> list[tuple[int, float]]:
+    """Position in the answer, and milliseconds an id takes there: the median over the runs and some neighbours."""
+    middle = POINT_IDS // 2
+    return [
+        (first + middle, round(1000 * statistics.median(s for run in runs for s in run[first : first + POINT_IDS]), 3))
+        for first in range(0, len(runs[0]), POINT_IDS)
+    ]
 
 
 def product_seconds(model: TasteForCausalLM, rows: int) -> float:

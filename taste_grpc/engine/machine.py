@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -15,6 +15,7 @@ from taste_grpc.errors import InvalidInputError
 from taste_grpc.model.layers.graphed_step import GraphedStep
 from taste_grpc.model.layers.rel_pos_static import graphed_row_step
 from taste_grpc.model.layers.shapes import FixedShape, PieceSize
+from taste_grpc.model.layers.slot_storage import SlotStorage
 from taste_grpc.model.spoken_lm.generation import StepResult, decode_step
 from taste_grpc.model.spoken_lm.static_step import graphed_text_step
 from taste_grpc.streaming.work import Slot, TextSlot, TextStep, UnitSlot, UnitStep
@@ -61,9 +62,8 @@ class SharedMachine:
         piece_rows = self._piece.rows or _CPU_ROWS
         text = FixedShape(settings.text_slots, piece_rows) if settings.deterministic else None
         units = FixedShape(settings.unit_slots, piece_rows) if settings.deterministic else None
-        # a cache of no size tells what a position of one costs
-        text_bytes = self._lm.new_cache(slots=1, capacity=_BLOCK).nbytes // _BLOCK
-        unit_bytes = self._decoder.new_cache(1, _BLOCK).nbytes // _BLOCK
+        text_bytes = _position_bytes(lambda capacity: self._lm.new_cache(slots=1, capacity=capacity))
+        unit_bytes = _position_bytes(lambda capacity: self._decoder.new_cache(1, capacity))
         room = int(self._lm.llama.config.max_position_embeddings)
         text_room = _room(min(settings.text_positions, room), settings.text_slots, text_bytes, half)
         unit_room = _room(_UNIT_POSITIONS, settings.unit_slots, unit_bytes, half)
@@ -157,6 +157,11 @@ class SharedMachine:
 def _give_back(cache: Any, reservation: Reservation) -> None:
     cache.reset(reservation.slot)
     reservation.release()
+
+
+def _position_bytes(new_cache: Callable[[int], SlotStorage]) -> int:
+    """What a position of a slot costs, by the difference that some of them make."""
+    return (new_cache(2 * _BLOCK).nbytes - new_cache(_BLOCK).nbytes) // _BLOCK
 
 
 def _room(wanted: int, slots: int, bytes_per_position: int, budget_bytes: int) -> int:
