@@ -21,8 +21,8 @@ RESPONSES: dict[str, Callable[[bytes], Any]] = {
     "Detokenize": taste_pb2.DetokenizeResponse.FromString,
     "Tokenize": taste_pb2.TokenizeResponse.FromString,
 }
-VARIANTS = {"Generate": 10, "Detokenize": 8, "Tokenize": 4}
-_SHARES = {"Generate": 0.5, "Detokenize": 0.3, "Tokenize": 0.2}
+VARIANTS = {"Generate": 10, "Detokenize": 6, "Tokenize": 4}
+_SHARES = {"Generate": 0.55, "Detokenize": 0.25, "Tokenize": 0.2}
 _CANCELLED, _SLOW, _MALFORMED = 1 / 3, 1 / 10, 1 / 33
 _TEXTS = (
     "good morning, little robot.",
