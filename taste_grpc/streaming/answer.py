@@ -139,6 +139,7 @@ class Answer:
         slot = yield TextSlot(self.prompt_rows + self._new_rows)
         try:
             reading = self._reading(slot)
+            yield Turn()  # those who begin at the same time are read together
             while not reading.advance(self._abort):
                 yield Turn()
             yield Emit(None) if tell_when_read else Turn()

@@ -45,6 +45,7 @@ class SlotStorage:
         self.capacity = capacity
         self.fixed = fixed
         self.lengths = [0] * slots
+        self.uses = [0] * slots  # how often a slot was reset: a pass under way sees that it belongs to somebody else
         self._written = [0] * slots
         self._views = [
             [(keys[slot : slot + 1], values[slot : slot + 1]) for slot in range(slots)]
@@ -72,6 +73,7 @@ class SlotStorage:
         self.keys[:, slot, :, :written] = 0
         self.values[:, slot, :, :written] = 0
         self.lengths[slot] = self._written[slot] = 0
+        self.uses[slot] += 1
 
     def claim(self, slot: int, end: int) -> None:
         """Note that positions below `end` are about to be written. Raises InvalidInputError beyond the capacity."""
@@ -89,6 +91,8 @@ class SlotStorage:
 
 class SlotPass:
     """One forward pass over some slots: new rows of all of them, one slot after the other.
+
+    A slot that is reset while the pass is under way is left alone from then on: its rows go nowhere.
 
     Args:
         cache: the storage.
@@ -114,6 +118,7 @@ class SlotPass:
             raise ValueError(f"{self.used} rows do not fit into a pass of {self.rows}")
         self._cache = cache
         self._slots = list(slots)
+        self._uses = [cache.uses[slot] for slot in slots]
         starts = [cache.lengths[slot] for slot in slots]
         for slot, start, new in zip(slots, starts, new_lengths, strict=True):
             cache.claim(slot, start + new)
@@ -137,9 +142,23 @@ class SlotPass:
 
     def store(self, layer: int, keys: Tensor, values: Tensor) -> None:
         """Keep the new rows `[rows, kv_heads, head_dim]` of a layer."""
-        size = keys.shape[-1]
+        size, targets, kept_rows = keys.shape[-1], self._targets, self._kept_rows()
+        if kept_rows is not None:
+            targets = targets.view(self.used, -1)[kept_rows].view(-1)
         for kept, new in ((self._cache.keys[layer], keys), (self._cache.values[layer], values)):
-            kept.view(-1, size).index_copy_(0, self._targets, new[: self.used].reshape(-1, size))
+            rows = new[: self.used] if kept_rows is None else new[kept_rows]
+            kept.view(-1, size).index_copy_(0, targets, rows.reshape(-1, size))
+
+    def _kept_rows(self) -> Tensor | None:
+        """Rows whose slots have not been reset since; None is all of them."""
+        if all(self._is_kept()):
+            return None
+        spans = [span for span, kept in zip(self.spans, self._is_kept(), strict=True) if kept]
+        rows = [row for first, end, _ in spans for row in range(first, end)]
+        return torch.tensor(rows, dtype=torch.int64, device=self._cache.device)
+
+    def _is_kept(self) -> list[bool]:
+        return [self._cache.uses[slot] == uses for slot, uses in zip(self._slots, self._uses, strict=True)]
 
     def window(self, layer: int, index: int) -> tuple[Tensor, Tensor]:
         """Keys and values `[1, kv_heads, W, head_dim]` that the rows of the `index`-th slot may look at."""
@@ -147,5 +166,6 @@ class SlotPass:
 
     def commit(self) -> None:
         """Count the new rows as filled, once every layer has stored them."""
-        for slot, (_, _, end) in zip(self._slots, self.spans, strict=True):
-            self._cache.lengths[slot] = end
+        for slot, (_, _, end), kept in zip(self._slots, self.spans, self._is_kept(), strict=True):
+            if kept:
+                self._cache.lengths[slot] = end
