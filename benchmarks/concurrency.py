@@ -58,7 +58,7 @@ from _step_weights import StepWeights
 SIZES = LanguageSizes(hidden=1024, layers=16, heads=16, kv_heads=8, ffn=4096, vocab_size=49_155)
 MOST = 16
 COUNTS, QUICK_COUNTS = (1, 2, 4, 8, MOST), (1, MOST)
-IDS, QUICK_IDS = 32, 24
+IDS, QUICK_IDS = 32, 16
 ROUNDS = 5
 REPEATS = 3  # of the bare products and passes, in each round
 
