@@ -61,6 +61,14 @@ SCRIPTS: dict[str, tuple[Key, ...]] = {
         Key("bandwidth_fraction", "≥ 0.6", "one call's decode against a pass that only reads the weights"),
         Key("p95_ratio_16", "≤ 3", "95th percentile of the time between ids of 16 calls over the median of one"),
     ),
+    "fairness": (
+        Key(
+            "prefill_delay_over_step",
+            "≤ 2",
+            "delay of an id while another call's 30 s are read, in ids (95th percentile)",
+        ),
+        Key("worst_delay_over_step", "", "the slowest id of a round"),
+    ),
     "detokenize": (
         Key("counters_flat", "1", "chunk 20 had the rows, frames and network calls of chunk 2"),
         Key("chunk20_over_chunk2", "≤ 1.25", "its time over that of chunk 2"),
