@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -9,6 +10,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from taste_grpc import TasteForCausalLM, TasteProcessor
 from taste_grpc.audio import resample
@@ -25,6 +27,18 @@ OUT_HZ = 16_000
 WORDS = (" good", " morning", " little", " robot", " what", " shall", " we", " do", " today")  # one token each
 
 # The published estimator has four blocks a stage, these have one: twice the width is the same work.
+SMALL = SpeechSizes(
+    tower_width=64,
+    text_width=64,
+    decoder_width=128,
+    decoder_layers=4,
+    units=1024,
+    flow_width=64,
+    estimator_channels=64,
+    estimator_mid_stages=2,
+    vocoder_channels=32,
+    f0_channels=64,
+)
 QUARTER = SpeechSizes(
     tower_width=64,
     text_width=128,
@@ -75,43 +89,59 @@ class Subject:
         codes = np.random.default_rng(index).integers(0, 32, (len(turned), self.model.vq_dim)).tolist()
         return SpokenWords.of(turned, codes, self.processor.audio_tokenizer)
 
-    def stream(self) -> SpeechStream:
-        """A new utterance."""
-        state = SpeechState.empty(self.generator.config.flow.mel_bins)
+    def stream(self, state: SpeechState | None = None) -> SpeechStream:
+        """A new utterance, or one that goes on from `state`."""
+        state = state or SpeechState.empty(self.generator.config.flow.mel_bins)
         voice = Voice(self.speaker, SEED, OUT_HZ)
         return SpeechStream(self.model, self.generator, voice, state, chunk_units=CHUNK_UNITS)
 
 
 @dataclass
 class Streamed:
-    """One utterance in chunks: for each chunk its seconds and its counters; all units, and samples of the audio."""
+    """One utterance in chunks: for each chunk the state before it, its units and counters; samples of the audio."""
 
-    seconds: list[float]
+    states: list[SpeechState]
+    units: list[list[int]]
     counters: list[dict[str, int]]
-    units: list[int]
     samples: int
-    first_audio_s: float
+
+    def units_before(self, index: int) -> list[int]:
+        """Those of all chunks before chunk `index`."""
+        return [unit for chunk in self.units[:index] for unit in chunk]
 
 
-def streamed(subject: Subject, chunks: int) -> Streamed:
+def streamed(subject: Subject, chunks: int, *, keep_states: bool = False) -> Streamed:
     """Speak `chunks` chunks, one after the other, and the end."""
-    stream, result, before = subject.stream(), Streamed([], [], [], 0, 0.0), {}
+    stream, result, before = subject.stream(), Streamed([], [], [], 0), {}
     for index in range(chunks):
-        words = subject.words(index)
-        started = time.perf_counter()
-        piece = run_alone(subject.model, stream.speak(words))
-        result.seconds.append(time.perf_counter() - started)
-        after = asdict(stream.counters)
-        result.counters.append({name: count - before.get(name, 0) for name, count in after.items()})
-        before = after
-        result.units += piece.units
+        if keep_states:
+            result.states.append(stream.snapshot())
+        piece = run_alone(subject.model, stream.speak(subject.words(index)))
+        counted = asdict(stream.counters)
+        result.counters.append({name: count - before.get(name, 0) for name, count in counted.items()})
+        before = counted
+        result.units.append(list(piece.units))
         result.samples += len(piece.audio.samples)
-        if index == 0:
-            result.first_audio_s = result.seconds[0]
-            if not result.samples:
-                raise SystemExit("the first chunk brought no audio")
     result.samples += len(run_alone(subject.model, stream.finish()).audio.samples)
     return result
+
+
+def spoken_again(subject: Subject, index: int, utterance: Streamed) -> float:
+    """Seconds for chunk `index`, from the state that the stream had before it. Raises SystemExit when it differs."""
+    stream, words = subject.stream(copy.deepcopy(utterance.states[index])), subject.words(index)
+    started = time.perf_counter()
+    piece = run_alone(subject.model, stream.speak(words))
+    seconds = time.perf_counter() - started
+    if list(piece.units) != utterance.units[index] or not len(piece.audio.samples):
+        raise SystemExit(f"chunk {index + 1} is another one when it is spoken again")
+    return seconds
+
+
+def operations(subject: Subject, index: int, utterance: Streamed) -> int:
+    """Floating point operations of chunk `index`, as torch counts them."""
+    with FlopCounterMode(display=False) as counter:
+        spoken_again(subject, index, utterance)
+    return counter.get_total_flops()
 
 
 def resynthesised(subject: Subject, index: int, before: Sequence[int]) -> float:

@@ -1,29 +1,35 @@
 """What a chunk of speech costs: early and late in an utterance, and against making everything again for each chunk.
 
-    python benchmarks/detokenize.py [--quick] [--threads N] [--device cuda] [--published]
+    python benchmarks/detokenize.py [--quick] [--threads N] [--device cuda] [--sizes quarter|published]
 
 A minute of speech in 20 chunks of equal length, from words over units and mel to the waveform. The weights are random
-and so is what is said; widths are a quarter of the published ones (`--published`: those), with all layers of the unit
-decoder and the vocoder. A random decoder ends its chunks by chance, so every chunk is given the same number of units.
+and so is what is said; widths are about an eighth of the published ones, with a quarter of the flow's stages and half
+of the unit decoder's layers. A random decoder ends its chunks by chance, so all are given the same number of units.
 
 JSON keys:
 
-- `counters_flat`: 1 when chunk 20 had as many rows, frames and network calls as chunk 2 (wanted);
+- `counters_flat`: 1 when chunk 20 had as many rows, frames and network calls as chunk 2 by the counters of the product,
+  and as many floating point operations by torch's (wanted);
 - `chunk20_over_chunk2`: its seconds over those of chunk 2 (at most 1.25 wanted);
-- `resynth_over_incremental`: seconds for all chunks when each reads all words and units before it and makes all audio
-  anew to return the end of it, as `taste_detokenize` does, over those of the stream (at least 5 wanted). Chunks 3, 8,
-  13 and 18 are made so, each for itself and two on either side; costs grow faster than linearly, so that is too little
-  rather than too much;
+- `resynth_over_incremental`: seconds of chunks when each reads all words and units before it and makes all audio anew
+  to return the end of it, as `taste_detokenize` does, over the seconds that the same chunks took in the stream (at
+  least 5 wanted). These are chunks 3, 10 and 17; on average they lie before the middle of the 20 and costs grow faster
+  than linearly, so that is too little rather than too much for all of them;
 - `peak_stream_over_oneshot`: greatest anonymous memory of a process that streams, from words to waveform, over that of
-  one that makes a waveform of the same units at once (below 1 wanted);
+  one that makes a waveform of the same units at once (below 1 wanted); `growth_mb`: over the loaded model;
 - `join_hift_error`: greatest difference between the waveforms that the vocoder makes of one mel in chunks and at once,
-  and `join_hift_tolerance`, what the recorded numbers of the tests allow;
+  and `join_hift_tolerance`, what the recorded numbers of the tests allow; `join_hift_peak`: greatest sample;
 - `join_excess`: difference between the streamed mel and that made at once, within 20 ms of the joins over elsewhere
-  (at most 1.5 wanted): the greater of where a window begins and all along its fade;
+  (at most 1.5 wanted): the greater of where a window begins and all along its fade; `mel_difference`: that difference
+  everywhere, over the standard deviation of the mel;
+- `samples_equal`: 1 when the stream had as many samples as the audio that is made at once (wanted);
 - `first_audio_ms`: from the first word to the first sample;
-- `chunk_s`: seconds of each chunk; `resynth_s`: of chunk k when all is made again, by k.
+- `points`: [chunk, seconds] of the stream and of making all again.
 
-Times are medians of 5 rounds in which the two sides alternate.
+The minute is spoken once, and the state before each chunk kept. From there on chunks are spoken again, in 5 rounds:
+each time chunks 1, 2 and 20, then others, some of which are made with all that was before them right afterwards.
+Times are medians of the rounds, ratios those of each round. With `--quick` there are 5 chunks and 3 rounds; the last
+chunk takes the place of chunk 20, and only chunk 3 is made with all that was before it.
 """
 
 from __future__ import annotations
@@ -52,13 +58,28 @@ from taste_grpc.model.voice_generator.wave_stream import WaveState, extend_wave
 
 sys.path.insert(0, str(Path(__file__).parent))
 from _report import report
-from _speaking import CHUNK_UNITS, PUBLISHED, QUARTER, SEED, Streamed, Subject, resynthesised, streamed, synthesised
+from _speaking import (
+    CHUNK_UNITS,
+    PUBLISHED,
+    QUARTER,
+    SEED,
+    SMALL,
+    Streamed,
+    Subject,
+    operations,
+    resynthesised,
+    spoken_again,
+    streamed,
+    synthesised,
+)
 from loading import SAMPLE_S, anonymous_bytes
 
 T = TypeVar("T")
 
-CHUNKS, QUICK_CHUNKS = 20, 5
-ROUNDS = 5
+CHUNKS, ROUNDS = 20, 5
+QUICK_CHUNKS, QUICK_ROUNDS = 5, 3
+TIMED, MADE_AGAIN = (3, 6, 10, 13, 17), (3, 10, 17)
+SIZES = {"small": SMALL, "quarter": QUARTER, "published": PUBLISHED}
 GOLDENS = Path(__file__).parents[1] / "tests" / "data" / "taste-tiny" / "goldens" / "index.json"
 
 
@@ -85,15 +106,21 @@ def join_figures(subject: Subject, units: list[int]) -> dict[str, float | None]:
         mels.append(result(extend_mel(flow, state, chunk, subject.speaker, SEED, windowing)))
         joins.append(state.frame_count)
     difference = (torch.cat([*mels, finish_mel(state)], dim=2) - whole).abs().mean(dim=(0, 1))
+    joins = joins[:-1]
     reach = round(0.020 * flow.config.sampling_rate_hz / flow.config.hop_samples)
     excess = max(
-        near_over_elsewhere(difference, [(join - reach, join + extent + reach) for join in joins[:-1]])
+        near_over_elsewhere(difference, [(join - reach, join + extent + reach) for join in joins])
         for extent in (0, windowing.fade_frames)
     )
     source, _ = vocoder.source(vocoder.f0(whole), seed=SEED)
     at_once = vocoder.decode(whole, source)[0]
-    error = float((torch.cat(waves(subject, whole, joins)) - at_once).abs().max())
-    return {"join_hift_error": error, "join_hift_tolerance": golden_tolerance(), "join_excess": round(excess, 3)}
+    return {
+        "join_hift_error": float((torch.cat(waves(subject, whole, joins)) - at_once).abs().max()),
+        "join_hift_tolerance": golden_tolerance(),
+        "join_hift_peak": round(float(at_once.abs().max()), 3),
+        "join_excess": round(excess, 3),
+        "mel_difference": round(float(difference.mean() / whole.std()), 4),
+    }
 
 
 def near_over_elsewhere(difference: Tensor, spans: Sequence[tuple[int, int]]) -> float:
@@ -106,9 +133,9 @@ def near_over_elsewhere(difference: Tensor, spans: Sequence[tuple[int, int]]) ->
 
 
 def waves(subject: Subject, mel: Tensor, borders: Sequence[int]) -> list[Tensor]:
-    """The waveform of `mel` in chunks that end at `borders`, the last of which is moved to its end."""
+    """The waveform of `mel` in chunks that end at `borders` and at its end."""
     state, parts = WaveState.empty(mel.shape[1]), []
-    ends = [*borders[:-1], mel.shape[2]]
+    ends = [*borders, mel.shape[2]]
     for start, end in zip([0, *ends], ends, strict=False):
         last = end == mel.shape[2]
         parts.append(result(extend_wave(subject.generator.hift, state, mel[:, :, start:end], SEED, last=last)))
@@ -175,50 +202,68 @@ def memory_figures(found: dict[str, dict[str, int]], device: str) -> dict[str, A
 # --- all of it
 
 
+Seconds = dict[int, float]
+"""Of chunks, counted from 1."""
+
+
+def one_round(subject: Subject, utterance: Streamed) -> tuple[Seconds, Seconds]:
+    """Of the stream, and of making all again."""
+    chunks, ours, theirs = len(utterance.units), {}, {}
+    for chunk in (1, 2, chunks, *(k for k in TIMED if k < chunks)):
+        ours[chunk] = spoken_again(subject, chunk - 1, utterance)
+        if chunk in MADE_AGAIN:
+            theirs[chunk] = resynthesised(subject, chunk - 1, utterance.units_before(chunk - 1))
+    return ours, theirs
+
+
+def medians(rounds: Sequence[Seconds]) -> list[tuple[int, float]]:
+    """Chunks and the median of their seconds."""
+    return [(chunk, round(statistics.median(each[chunk] for each in rounds), 4)) for chunk in sorted(rounds[0])]
+
+
 def measure(subject: Subject, chunks: int, rounds: int) -> tuple[dict[str, Any], list[int]]:
     """Figures of time and joins, and the units that were spoken."""
-    streamed(subject, 1)  # warm up
-    resynthesised(subject, 0, [])
-    ours: list[Streamed] = []
-    theirs: list[dict[int, float]] = []
-    for _ in range(rounds):
-        ours.append(streamed(subject, chunks))
-        units = ours[-1].units
-        theirs.append({k: resynthesised(subject, k - 1, units[: (k - 1) * CHUNK_UNITS]) for k in range(3, chunks, 5)})
-    early, late = ours[0].counters[1], ours[0].counters[-1]
-    chunk_s = [statistics.median(seconds) for seconds in zip(*(run.seconds for run in ours), strict=True)]
-    resynth_s = {k: statistics.median(run[k] for run in theirs) for k in theirs[0]}
-    share = chunks / len(resynth_s)  # chunks that a measured one stands for
-    ratios = [share * sum(slow.values()) / sum(run.seconds) for run, slow in zip(ours, theirs, strict=True)]
-    spoken_s = chunks * CHUNK_UNITS / subject.generator.config.flow.unit_rate_hz
+    utterance = streamed(subject, chunks, keep_states=True)
+    units = utterance.units_before(chunks)
+    resynthesised(subject, 0, [])  # warm up
+    ours, theirs = zip(*(one_round(subject, utterance) for _ in range(rounds)), strict=True)
+    early, late = (
+        {**utterance.counters[k - 1], "floating_point_operations": operations(subject, k - 1, utterance)}
+        for k in (2, chunks)
+    )
+    points = {"streamed": medians(ours), "made_again": medians(theirs)}
+    chunk_s = CHUNK_UNITS / subject.generator.config.flow.unit_rate_hz
+    ratios = [sum(slow.values()) / sum(fast[k] for k in slow) for fast, slow in zip(ours, theirs, strict=True)]
     figures: dict[str, Any] = {
         "counters_flat": int(early == late),
-        "chunk20_over_chunk2": round(statistics.median(run.seconds[-1] / run.seconds[1] for run in ours), 3),
+        "chunk20_over_chunk2": round(statistics.median(each[chunks] / each[2] for each in ours), 3),
         "resynth_over_incremental": round(statistics.median(ratios), 2),
-        "first_audio_ms": round(1000 * statistics.median(run.first_audio_s for run in ours)),
-        "compute_over_speech_time": round(sum(chunk_s) / spoken_s, 3),
+        "first_audio_ms": round(1000 * dict(points["streamed"])[1]),
+        "compute_over_speech_time": round(statistics.mean(seconds for _, seconds in points["streamed"]) / chunk_s, 3),
         "chunks": chunks,
         "chunk_units": CHUNK_UNITS,
         "rounds": rounds,
         "counters": {"chunk_2": early, f"chunk_{chunks}": late},
-        "chunk_s": [round(seconds, 4) for seconds in chunk_s],
-        "resynth_s": {str(k): round(seconds, 4) for k, seconds in resynth_s.items()},
-        **join_figures(subject, ours[0].units),
+        "points": points,
+        **join_figures(subject, units),
     }
-    return figures, ours[0].units
+    return figures, units
 
 
 def table(figures: dict[str, Any]) -> list[tuple[str, str]]:
     """What people read."""
-    last = figures["chunks"]
+    last, seconds = figures["chunks"], dict(figures["points"]["streamed"])
     early, late = figures["counters"].values()
     rows = [(f"chunk 2 and {last}: {name}", f"{early[name]} / {late[name]}") for name in early]
     return [
         *rows,
-        (f"chunk 2 and {last}: time", f"{figures['chunk_s'][1]:.2f} / {figures['chunk_s'][-1]:.2f} s"),
+        (f"chunk 2 and {last}: time", f"{seconds[2]:.2f} / {seconds[last]:.2f} s"),
         (f"time of chunk {last} over chunk 2", str(figures["chunk20_over_chunk2"])),
-        *((f"chunk {k}, all audio made again", f"{seconds:.2f} s") for k, seconds in figures["resynth_s"].items()),
-        ("all chunks, made again over streamed", str(figures["resynth_over_incremental"])),
+        *(
+            (f"chunk {k}: streamed, all made again", f"{seconds[k]:.2f} / {again:.2f} s")
+            for k, again in figures["points"]["made_again"]
+        ),
+        ("these, made again over streamed", str(figures["resynth_over_incremental"])),
         ("first audio", f"{figures['first_audio_ms']} ms"),
         ("computing over speaking time", str(figures["compute_over_speech_time"])),
         ("peak memory, streamed and at once", " / ".join(f"{mb} MB" for mb in figures["peak_mb"].values())),
@@ -226,16 +271,17 @@ def table(figures: dict[str, Any]) -> list[tuple[str, str]]:
         ("streamed as many samples as at once", "yes" if figures["samples_equal"] else "no"),
         ("vocoder in chunks, error (allowed)", f"{figures['join_hift_error']:.1e} ({figures['join_hift_tolerance']})"),
         ("mel difference at joins over elsewhere", str(figures["join_excess"])),
+        ("mel difference over deviation of the mel", str(figures["mel_difference"])),
     ]
 
 
 def parse_arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help=f"{QUICK_CHUNKS} chunks, one round")
+    parser.add_argument("--quick", action="store_true", help=f"{QUICK_CHUNKS} chunks, {QUICK_ROUNDS} rounds")
     parser.add_argument("--threads", type=int, default=1, help="torch threads (default 1)")
     parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
-    parser.add_argument("--published", action="store_true", help="the published widths")
+    parser.add_argument("--sizes", choices=SIZES, default="small", help="widths as parts of the published ones")
     parser.add_argument("--peak", choices=["stream", "oneshot"], help=argparse.SUPPRESS)
     parser.add_argument("--checkpoint", help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -249,15 +295,14 @@ def main() -> None:
         if arguments.peak:
             print(json.dumps(peak_bytes(arguments.checkpoint, arguments.device, arguments.peak, json.load(sys.stdin))))
             return
-        chunks, rounds = (QUICK_CHUNKS, 1) if arguments.quick else (CHUNKS, ROUNDS)
-        sizes = RandomSizes(speech=PUBLISHED if arguments.published else QUARTER)
+        chunks, rounds = (QUICK_CHUNKS, QUICK_ROUNDS) if arguments.quick else (CHUNKS, ROUNDS)
+        sizes = RandomSizes(speech=SIZES[arguments.sizes])
         with tempfile.TemporaryDirectory() as folder:
             write_random_checkpoint(folder, seed=0, sizes=sizes, units_per_token=None)
             figures, units = measure(Subject.load(folder, arguments.device), chunks, rounds)
             figures |= memory_figures(peaks(folder, arguments.device, units), arguments.device)
-    widths = "published widths" if arguments.published else "a quarter of the published widths"
-    title = f"{chunks * CHUNK_UNITS // 50} s of speech in {chunks} chunks, random weights, {widths}"
-    report(title, table(figures), figures, arguments.quick)
+    title = f"{chunks * CHUNK_UNITS // 50} s of speech in {chunks} chunks, random weights, sizes: {arguments.sizes}"
+    report(title, table(figures), {**figures, "sizes": arguments.sizes}, arguments.quick)
 
 
 if __name__ == "__main__":

@@ -175,11 +175,11 @@ def _draw_throughput(figures: Figures, folder: Path) -> Path:
 
 
 def _draw_chunks(figures: Figures, folder: Path) -> Path:
-    again = sorted((int(index), seconds) for index, seconds in figures["resynth_s"].items())
-    lines: list[Line] = [
-        ("only what is new", range(1, len(figures["chunk_s"]) + 1), figures["chunk_s"], _OURS),
-        ("everything made again", [index for index, _ in again], [seconds for _, seconds in again], _BASELINE),
-    ]
+    names = {"streamed": ("only what is new", _OURS), "made_again": ("everything made again", _BASELINE)}
+    lines: list[Line] = []
+    for name, (label, colour) in names.items():
+        chunks, seconds = zip(*figures["points"][name], strict=True)
+        lines.append((label, chunks, seconds, colour))
     return _plot(folder / "detokenize.png", "Time of a chunk of 3 s of speech", "chunk", "s", lines)
 
 

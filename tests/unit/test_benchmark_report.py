@@ -21,7 +21,7 @@ DRAWN: dict[str, dict[str, Any]] = {
             "16": {"ids_per_s": 60.0, "gemm_gain": 7.0},
         }
     },
-    "detokenize": {"chunk_s": [1.0, 1.1, 1.0], "resynth_s": {"3": 9.0, "1": 1.5}},
+    "detokenize": {"points": {"streamed": [[1, 1.0], [3, 1.1], [5, 1.0]], "made_again": [[1, 1.5], [3, 9.0]]}},
 }
 
 
