@@ -2,6 +2,8 @@
 
 PYTHON ?= python3
 PYTEST_ARGS ?=
+# Processes the tests run in.
+TEST_WORKERS ?= 2
 # What `make proto-breaking` compares the contract with.
 AGAINST ?= .git\#branch=main,subdir=protos
 
@@ -20,7 +22,7 @@ run: $(VENV)/.run-installed ## Start a server, send it a recording, save what co
 	@$(BIN)/python -m taste_grpc.demo
 
 test: $(VENV)/.dev-installed ## Run the tests
-	@$(BIN)/python -m pytest -m 'not slow' $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -m 'not slow' -n $(TEST_WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 fuzz: $(VENV)/.dev-installed ## Send the server FUZZ_EXAMPLES (20,000) made-up requests; FUZZ_SEED repeats a run
 	@seed=$${FUZZ_SEED:-$$(date +%s)}; echo "FUZZ_SEED=$$seed"; \
