@@ -14,6 +14,9 @@ from taste_grpc.model.text.words import written_words
 from taste_grpc.streaming import EmitStatus, GenerateOptions, StreamingResult
 from taste_grpc.streaming.conversation import completion_mode
 
+RESULTS_AHEAD = 16
+"""Results an answer may be ahead of its reader: they are small, and handing over several at once costs less."""
+
 
 def check_format(loaded: LoadedModel, request: GenerateRequest) -> None:
     """Refuse a format the model lacks, and segments the format has no place for, before they are listened to."""

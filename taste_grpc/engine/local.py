@@ -14,7 +14,7 @@ import numpy as np
 import psutil
 import torch
 
-from taste_grpc.engine.answering import Results, answer_options, check_format
+from taste_grpc.engine.answering import RESULTS_AHEAD, Results, answer_options, check_format
 from taste_grpc.engine.call_abort import CallAbort
 from taste_grpc.engine.calls import Calls
 from taste_grpc.engine.hearing import Hearing
@@ -144,7 +144,7 @@ class LocalEngine:
             check_format(loaded, request)
             segments = await hearing.segments(request.segments, abort)
             results, timing = Results(loaded), {"queued": abort.queued_ms}
-            async with self._loop.emitting(self._answer(request, segments, abort), abort) as job:
+            async with self._loop.emitting(self._answer(request, segments, abort), abort, RESULTS_AHEAD) as job:
                 async for value in job.values():
                     now = time.monotonic()
                     if value is None:  # the prompt has been read

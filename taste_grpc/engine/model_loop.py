@@ -6,6 +6,7 @@ import asyncio
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Generic, Protocol, TypeVar
@@ -20,7 +21,16 @@ from taste_grpc.streaming.work import Emit, Slot, TextSlot, TextStep, Turn, Unit
 T = TypeVar("T")
 
 READ_AHEAD = 4
-"""Values a job may be ahead of its reader before it is left out of the rounds."""
+"""Values a job may be ahead of its reader before it is left out of the rounds, unless it is told otherwise."""
+
+_KINDS = {
+    Turn: Waiting.TURN,
+    TextStep: Waiting.TEXT_STEP,
+    UnitStep: Waiting.UNIT_STEP,
+    TextSlot: Waiting.TEXT_SLOT,
+    UnitSlot: Waiting.UNIT_SLOT,
+    Emit: Waiting.ROOM,
+}
 
 
 class Machine(Protocol):
@@ -46,37 +56,56 @@ class Machine(Protocol):
 class Job(Generic[T]):
     """A piece of work on the model thread, seen from the event loop that asked for it.
 
-    `values` are what it emits; awaiting `result` gives what it returns.
+    `values` are what it emits, of which `most_ahead` may wait to be taken; awaiting `result` gives what it returns.
     """
 
-    def __init__(self, work: Work[T], abort: CallAbort, returned: Callable[[Job[Any], int], None]) -> None:
+    def __init__(
+        self, work: Work[T], abort: CallAbort, most_ahead: int, returned: Callable[[Job[Any], int], None]
+    ) -> None:
         self.work = work
         self.abort = abort
+        self.most_ahead = most_ahead
         self.want: Want = Turn()
         self.ahead = 0  # emitted and not taken; changed on the model thread only
         self._returned = returned
         self._loop = asyncio.get_running_loop()
         self.result: asyncio.Future[T] = self._loop.create_future()
-        self._values: list[Any] = []
+        self._values: deque[Any] = deque()  # put in on the model thread, taken out on the event loop
+        self._reader_sleeps = False
         self._changed = asyncio.Event()
+        # The model thread wakes up to be told, so it is told of several at once; some are left to be read meanwhile.
+        self._told_together = most_ahead - most_ahead // 4
 
     async def values(self) -> AsyncIterator[Any]:
         """What the work emits, until it is done; then raises what it raised. To be iterated once."""
+        values, taken = self._values, 0
         while True:
-            while self._values:
-                value = self._values.pop(0)
-                self._returned(self, 1)
+            while values:
+                value = values.popleft()
+                taken += 1
+                if taken >= self._told_together:
+                    self._returned(self, taken)
+                    taken = 0
                 yield value
             if self.result.done():
                 break
+            if taken:
+                self._returned(self, taken)
+                taken = 0
             self._changed.clear()
-            await self._changed.wait()
+            self._reader_sleeps = True
+            if not values:  # else one came before it was known that somebody sleeps
+                await self._changed.wait()
+            self._reader_sleeps = False
         self.result.result()
 
     def deliver(self, value: Any) -> None:
         """Model thread: hand out a value."""
         self.ahead += 1
-        self._post(self._take_in, value)
+        self._values.append(value)
+        if self._reader_sleeps:
+            self._reader_sleeps = False
+            self._post(self._changed.set)
 
     def settle(self, result: T | None, error: BaseException | None) -> None:
         """Model thread: the work has ended."""
@@ -85,10 +114,6 @@ class Job(Generic[T]):
     def _post(self, call: Callable[..., None], *arguments: Any) -> None:
         with suppress(RuntimeError):  # the event loop is gone, and with it everybody who could ask
             self._loop.call_soon_threadsafe(call, *arguments)
-
-    def _take_in(self, value: Any) -> None:
-        self._values.append(value)
-        self._changed.set()
 
     def _finish(self, result: T, error: BaseException | None) -> None:
         if not self.result.done():
@@ -141,9 +166,9 @@ class ModelLoop:
             del job  # an error holds this frame, and the job holds the error
 
     @asynccontextmanager
-    async def emitting(self, work: Work[T], abort: CallAbort) -> AsyncIterator[Job[T]]:
-        """`work` under way; on leaving, nothing of it is left running."""
-        job = self.submit(work, abort)
+    async def emitting(self, work: Work[T], abort: CallAbort, most_ahead: int = READ_AHEAD) -> AsyncIterator[Job[T]]:
+        """`work` under way, at most `most_ahead` values ahead of its reader; on leaving, nothing of it is left."""
+        job = self.submit(work, abort, most_ahead)
         try:
             yield job
         finally:
@@ -151,12 +176,12 @@ class ModelLoop:
                 await asyncio.shield(self.give_up(job))
             del job  # an error holds this frame, and the job holds the error
 
-    def submit(self, work: Work[T], abort: CallAbort) -> Job[T]:
+    def submit(self, work: Work[T], abort: CallAbort, most_ahead: int = READ_AHEAD) -> Job[T]:
         """Begin `work`. Whoever does so sees it to its end, or gives it up. Raises UnavailableError once closed."""
         if self._closed:
             work.close()
             raise UnavailableError("the engine has stopped")
-        job: Job[T] = Job(work, abort, self._returned)
+        job: Job[T] = Job(work, abort, most_ahead, self._returned)
         self._commands.put(lambda: self._scheduler.put(job, Waiting.TURN))
         return job
 
@@ -188,9 +213,8 @@ class ModelLoop:
             self._stop()
 
     def _obey(self) -> None:
-        with suppress(queue.Empty):
-            while True:
-                self._commands.get_nowait()()
+        while not self._commands.empty():  # nobody else takes them
+            self._commands.get_nowait()()
 
     def _round(self) -> bool:
         """Run one round; whether there was anything to do."""
@@ -240,13 +264,13 @@ class ModelLoop:
                 if isinstance(job.want, Emit):
                     job.deliver(job.want.value)
                     answer = None
-                    if job.ahead < READ_AHEAD:
+                    if job.ahead < job.most_ahead:
                         continue
                 elif isinstance(job.want, TextSlot | UnitSlot):
                     answer = self._the_machine.slot(job.want)
                     if answer is not None:
                         continue
-                self._scheduler.put(job, _kind(job.want))
+                self._scheduler.put(job, _KINDS[type(job.want)])
                 return
         except StopIteration as stopped:
             job.settle(stopped.value, None)
@@ -267,7 +291,7 @@ class ModelLoop:
 
     def _read(self, job: Job[Any], count: int) -> None:
         job.ahead -= count
-        if job.ahead < READ_AHEAD and isinstance(job.want, Emit) and self._scheduler.drop(job):
+        if job.ahead < job.most_ahead and isinstance(job.want, Emit) and self._scheduler.drop(job):
             self._scheduler.put(job, Waiting.TURN)
 
     def _ended(self, job: Job[Any]) -> bool:
@@ -297,18 +321,6 @@ class ModelLoop:
     def _the_machine(self) -> Machine:
         assert self._machine is not None, "a job wants a step before attach()"
         return self._machine
-
-
-def _kind(want: Want) -> Waiting:
-    kinds = {
-        Turn: Waiting.TURN,
-        TextStep: Waiting.TEXT_STEP,
-        UnitStep: Waiting.UNIT_STEP,
-        TextSlot: Waiting.TEXT_SLOT,
-        UnitSlot: Waiting.UNIT_SLOT,
-        Emit: Waiting.ROOM,
-    }
-    return kinds[type(want)]
 
 
 def _once(work: Callable[[], T]) -> Work[T]:

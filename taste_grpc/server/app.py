@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -221,6 +222,9 @@ async def run_server(settings: Settings, make_engine: MakeEngine, *, lifeline_fd
         os._exit(0)
     try:
         await server.loaded()
+        # What was loaded stays: no collection goes through it again, which would hold up every call.
+        gc.collect()
+        gc.freeze()
         await stop.wait()
     finally:
         await server.stop(hurry)

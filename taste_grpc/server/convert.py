@@ -56,6 +56,9 @@ _DEFAULTS = GenerateRequest(segments=())
 _DEFAULT_RATE_HZ = 16_000
 _SUMS = frozenset({"queued", "total", "since_start"})
 """Times an engine tells that are no stages."""
+_MAX_CHAR_BYTES = 4  # in UTF-8
+_FILLINGS = 64
+"""How often one message is filled; until it is dropped, it keeps the memory of all it ever held."""
 
 
 def tokenize_request(request: taste_pb2.TokenizeRequest, clips: ClipReader) -> TokenizeRequest:
@@ -181,27 +184,83 @@ def tokenize_response(result: TokenizeResult, elapsed_ms: float) -> taste_pb2.To
     )
 
 
-def streaming_result(result: GenerateResult, elapsed_ms: float, max_text_bytes: int) -> taste_pb2.StreamingResult:
-    """One result of Generate."""
-    message = taste_pb2.StreamingResult(
-        is_complete=result.is_complete,
-        completion_reason=_REASONS[result.completion_reason],
-        index=result.index,
-        timing=_timing(result.timing_ms, elapsed_ms),
-    )
-    if len(result.text_ids):
-        tokens = common_pb2.SegmentTokens(
-            text_ids=result.text_ids.tolist(),
-            word_ids=result.word_ids.tolist(),
-            taste_tokens=_taste_tokens(result.taste_ids),
+class StreamingResults:
+    """The results of one Generate as messages.
+
+    They share one message, which is filled anew for each: send what was made, or copy it, before the next is. Making
+    the message takes several times as long as filling it.
+
+    Args:
+        max_text_bytes: limit of the text of a segment.
+        queued_ms: to be added to what the engine says the call was queued.
+    """
+
+    def __init__(self, max_text_bytes: int, queued_ms: float = 0.0) -> None:
+        self._max_text_bytes = max_text_bytes
+        self._queued_ms = queued_ms
+        self._renew()
+
+    def _renew(self) -> None:
+        self._fillings_left = _FILLINGS
+        self._reason: CompletionReason | None = None
+        self._message = taste_pb2.StreamingResult()
+        self._timing = self._message.timing
+        self._stages = self._timing.stages_ms
+        segment = self._message.segment
+        segment.role = common_pb2.ROLE_ASSISTANT
+        segment.modality = common_pb2.MODALITY_AUDIO
+        self._tokens = segment.tokens
+        self._text_ids, self._word_ids, self._words = self._tokens.text_ids, self._tokens.word_ids, self._tokens.words
+        self._codes = self._tokens.taste_tokens.codes
+        self._code_ids = self._codes.ids
+
+    def message(self, result: GenerateResult, elapsed_ms: float) -> taste_pb2.StreamingResult:
+        """`result`, `elapsed_ms` after the call came in; to be used until the next is asked for."""
+        if not self._fillings_left:
+            self._renew()
+        self._fillings_left -= 1
+        message = self._message
+        message.index = result.index
+        reason = result.completion_reason
+        if reason != self._reason:
+            message.completion_reason = _REASONS[reason]
+            self._reason = reason
+        if result.is_complete:
+            message.is_complete = True
+            self._fillings_left = 0
+        self._fill_timing(result.timing_ms, elapsed_ms)
+        ids = result.text_ids.tolist()
+        if ids:
+            self._fill_tokens(result, ids)
+        else:
+            message.ClearField("segment")
+            self._fillings_left = 0
+        return message
+
+    def _fill_tokens(self, result: GenerateResult, text_ids: list[int]) -> None:
+        self._text_ids[:] = text_ids
+        self._word_ids[:] = result.word_ids.tolist()
+        self._codes.vq_dim = result.taste_ids.shape[1]
+        self._code_ids[:] = result.taste_ids.ravel().tolist()
+        text, limit = result.text, self._max_text_bytes
+        if len(text) * _MAX_CHAR_BYTES > limit:
             # A segment that was sent must be fit to be sent back.
-            text=result.text.encode()[:max_text_bytes].decode(errors="ignore"),
-            words=result.words,
-        )
-        message.segment.role = common_pb2.ROLE_ASSISTANT
-        message.segment.modality = common_pb2.MODALITY_AUDIO
-        message.segment.tokens.CopyFrom(tokens)
-    return message
+            text = text.encode()[:limit].decode(errors="ignore")
+        self._tokens.text = text
+        self._words[:] = result.words
+
+    def _fill_timing(self, stages_ms: Mapping[str, float], elapsed_ms: float) -> None:
+        timing, stages = self._timing, self._stages
+        stages.clear()
+        queued_ms = self._queued_ms
+        for name, ms in stages_ms.items():
+            stage = name.removesuffix("_ms")
+            if stage == "queued":
+                queued_ms += ms
+            elif stage not in _SUMS:
+                stages[stage] = ms
+        timing.queued_ms = queued_ms
+        timing.elapsed_ms = elapsed_ms
 
 
 def detokenize_response(chunk: DetokenizeChunk, encoding: Encoding, elapsed_ms: float) -> taste_pb2.DetokenizeResponse:

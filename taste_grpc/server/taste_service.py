@@ -87,10 +87,10 @@ class TasteService(taste_pb2_grpc.TasteServiceServicer):
             lead = _Lead()
             prepared = await self._prepare(request, _has_recordings, prepare)
             lead.end()
+            call, messages = current_call(), convert.StreamingResults(self._limits.max_text_bytes, lead.ms)
             async with aclosing(_closable(engine.generate(prepared))) as results:
                 async for result in results:
-                    lead.add_to(result.timing_ms)
-                    yield convert.streaming_result(result, current_call().elapsed_ms, self._limits.max_text_bytes)
+                    yield messages.message(result, call.elapsed_ms)
 
     async def Detokenize(self, request_iterator: Any, context: Any) -> AsyncGenerator[taste_pb2.DetokenizeResponse]:
         """Speak segments as they arrive."""
@@ -181,15 +181,15 @@ class _Lead:
 
     def __init__(self) -> None:
         self._begun = time.monotonic()
-        self._ms = 0.0
+        self.ms = 0.0
 
     def end(self) -> None:
         """The engine gets it now."""
-        self._ms = 1000.0 * (time.monotonic() - self._begun)
+        self.ms = 1000.0 * (time.monotonic() - self._begun)
 
     def add_to(self, timing_ms: dict[str, float]) -> None:
         """Add it to what an engine tells."""
-        timing_ms["queued"] = timing_ms.get("queued", 0.0) + self._ms
+        timing_ms["queued"] = timing_ms.get("queued", 0.0) + self.ms
 
 
 def _has_recordings(request: taste_pb2.GenerateRequest) -> bool:

@@ -167,6 +167,45 @@ async def test_a_reader_that_stops_stops_its_job_and_nobody_else(loop: ModelLoop
     assert machine.free == 2
 
 
+@pytest.mark.parametrize("most_ahead", [1, 2, 3, 16])
+async def test_a_job_is_never_further_ahead_than_it_may(loop: ModelLoop, most_ahead: int) -> None:
+    made: list[int] = []
+
+    def count() -> Work[None]:
+        for number in range(100):
+            made.append(number)
+            yield Emit(number)
+
+    async with loop.emitting(count(), CallAbort(), most_ahead) as job:
+        taken = 0
+        async for value in job.values():
+            assert value == taken
+            taken += 1
+            if taken % 7 == 0:
+                await loop.run(lambda: None)  # time for more
+            assert len(made) <= taken + most_ahead
+    assert taken == len(made) == 100
+
+
+async def test_a_reader_gets_each_value_when_it_comes(loop: ModelLoop) -> None:
+    """None waits until there are more to be told of together."""
+    asked = threading.Event()
+
+    def on_demand() -> Work[None]:
+        for number in range(20):
+            assert asked.wait(10)
+            asked.clear()
+            yield Emit(number)
+            yield Turn()
+
+    async with loop.emitting(on_demand(), CallAbort(), 16) as job:
+        values = job.values()
+        for number in range(20):
+            asked.set()
+            assert await anext(values) == number
+        assert [value async for value in values] == []
+
+
 async def test_who_waits_for_a_slot_gets_it_when_one_is_free(loop: ModelLoop, machine: CountingMachine) -> None:
     jobs = [loop.submit(talk(4, emit=False), CallAbort()) for _ in range(5)]
     results = await asyncio.gather(*(job.result for job in jobs))
