@@ -3,8 +3,8 @@
     python benchmarks/detokenize.py [--quick] [--threads N] [--device cuda] [--sizes quarter|published]
 
 A minute of speech in 20 chunks of equal length, from words over units and mel to the waveform. The weights are random
-and so is what is said; widths are about an eighth of the published ones, with a quarter of the flow's stages and half
-of the unit decoder's layers. A random decoder ends its chunks by chance, so all are given the same number of units.
+and so is what is said; widths are about an eighth of the published ones, with about a quarter of the layers of the unit
+decoder and of the flow's stages. A random decoder ends its chunks by chance, so all are given the same number of units.
 
 JSON keys:
 
