@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -174,8 +175,9 @@ class LocalEngine:
             utterance = await self._loop.run(partial(Utterance, loaded, config, voice, abort), abort)
             async with NextSegment(segments, self._calls.cut, abort) as coming:
                 while (given := await coming.take()) is not None:
-                    async for chunk in self._spoken(utterance, given, coming, abort):
-                        yield chunk
+                    async with aclosing(self._spoken(utterance, given, coming, abort)) as chunks:
+                        async for chunk in chunks:
+                            yield chunk
 
     async def _spoken(
         self, utterance: Utterance, given: SegmentInput, coming: NextSegment, abort: CallAbort

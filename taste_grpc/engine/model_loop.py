@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import queue
 import threading
 import time
@@ -15,10 +16,12 @@ import torch
 
 from taste_grpc.engine.call_abort import CallAbort
 from taste_grpc.engine.scheduler import SLOTS, Scheduler, TurnBudget, Waiting
-from taste_grpc.errors import CallAbortedError, UnavailableError
+from taste_grpc.errors import CallAbortedError, TasteError, UnavailableError
 from taste_grpc.streaming.work import Emit, Slot, TextSlot, TextStep, Turn, UnitSlot, UnitStep, Want, Work
 
 T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
 
 READ_AHEAD = 4
 """Values a job may be ahead of its reader before it is left out of the rounds, unless it is told otherwise."""
@@ -109,6 +112,8 @@ class Job(Generic[T]):
 
     def settle(self, result: T | None, error: BaseException | None) -> None:
         """Model thread: the work has ended."""
+        if isinstance(error, TasteError):
+            error.__traceback__ = None  # its frames hold this job, which holds the error
         self._post(self._finish, result, error)
 
     def _post(self, call: Callable[..., None], *arguments: Any) -> None:
@@ -140,6 +145,7 @@ class ModelLoop:
         self._machine: Machine | None = None
         self._stopping = False
         self._closed = False
+        self._closing = threading.Lock()  # no job is put behind the last command
         self.rounds = 0
         self._thread = threading.Thread(target=self._main, name=name, daemon=True)
         self._thread.start()
@@ -178,12 +184,13 @@ class ModelLoop:
 
     def submit(self, work: Work[T], abort: CallAbort, most_ahead: int = READ_AHEAD) -> Job[T]:
         """Begin `work`. Whoever does so sees it to its end, or gives it up. Raises UnavailableError once closed."""
-        if self._closed:
-            work.close()
-            raise UnavailableError("the engine has stopped")
         job: Job[T] = Job(work, abort, most_ahead, self._returned)
-        self._commands.put(lambda: self._scheduler.put(job, Waiting.TURN))
-        return job
+        with self._closing:
+            if not self._closed:
+                self._commands.put(lambda: self._scheduler.put(job, Waiting.TURN))
+                return job
+        work.close()
+        raise UnavailableError("the engine has stopped")
 
     async def give_up(self, job: Job[Any]) -> None:
         """End `job` at its next check; returns when it holds nothing any more."""
@@ -193,8 +200,9 @@ class ModelLoop:
 
     def close(self) -> None:
         """Let the jobs that are under way fail with UnavailableError, and end the thread. Blocks."""
-        self._closed = True
-        self._commands.put(self._stop)
+        with self._closing:
+            self._closed = True
+            self._commands.put(self._stop)
         self._thread.join()
 
     def _returned(self, job: Job[Any], count: int) -> None:
@@ -204,11 +212,17 @@ class ModelLoop:
 
     def _main(self) -> None:
         with torch.inference_mode():
-            while not self._stopping:
-                self._obey()
-                self._fill_slots()
-                if not self._round() and not self._stopping:
-                    self._commands.get()()
+            try:
+                while not self._stopping:
+                    self._obey()
+                    self._fill_slots()
+                    if not self._round() and not self._stopping:
+                        self._commands.get()()
+            except BaseException:
+                # of a device, say: whatever is left cannot be trusted
+                logger.critical("the model thread failed; its calls fail, and no more are taken", exc_info=True)
+                with self._closing:
+                    self._closed = True
             self._obey()  # what was asked for while the thread was told to stop
             self._stop()
 
@@ -266,7 +280,7 @@ class ModelLoop:
                     answer = None
                     if job.ahead < job.most_ahead:
                         continue
-                elif isinstance(job.want, TextSlot | UnitSlot):
+                elif isinstance(job.want, TextSlot | UnitSlot) and not self._scheduler.count(_KINDS[type(job.want)]):
                     answer = self._the_machine.slot(job.want)
                     if answer is not None:
                         continue
@@ -275,7 +289,7 @@ class ModelLoop:
         except StopIteration as stopped:
             job.settle(stopped.value, None)
         except BaseException as error:
-            job.settle(None, error)
+            self._end(job, error)
 
     def _fill_slots(self) -> None:
         """Give free places to those who have waited longest."""
@@ -283,7 +297,11 @@ class ModelLoop:
             while (job := self._scheduler.take(kind)) is not None:
                 if self._ended(job):
                     continue
-                slot = self._the_machine.slot(job.want)  # type: ignore[arg-type]  # it waits for one
+                try:
+                    slot = self._the_machine.slot(job.want)  # type: ignore[arg-type]  # it waits for one
+                except Exception as error:
+                    self._end(job, error)
+                    continue
                 if slot is None:
                     self._scheduler.put_first(job, kind)
                     break

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
@@ -63,5 +62,6 @@ class NextSegment:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._reading.cancel()
-        with suppress(asyncio.CancelledError, Exception):
-            await self._reading
+        await asyncio.wait({self._reading})
+        if not self._reading.cancelled():
+            self._reading.exception()  # nobody asks for it any more

@@ -22,7 +22,7 @@ from taste_grpc.model.voice_generator.wave_stream import WaveState
 from taste_grpc.streaming.speech_stream import SpeechState, SpokenChunk, Voice
 
 MAX_STATE_BYTES = 256 * 1024
-_MAX_TEXT_BYTES = 4 * 1024 * 1024  # of the unpacked state, so that a small one cannot unpack into gigabytes
+_MAX_TEXT_BYTES = 1024 * 1024  # of the unpacked state, so that a small one cannot unpack into much more
 _FIELD = "resume_state"
 
 Count = Annotated[int, Field(ge=0, lt=2**53)]
@@ -62,15 +62,18 @@ class Array(_Part):
         return torch.from_numpy(self.numpy())
 
 
+Ids = Annotated[tuple[Id, ...], Field(max_length=4096)]
+
+
 class _Chunk(_Part):
-    ids: tuple[Id, ...]
-    word_ids: tuple[Id, ...]
-    codes: tuple[tuple[Id, ...], ...]
-    units: tuple[Id, ...]
+    ids: Ids
+    word_ids: Ids
+    codes: Annotated[tuple[Ids, ...], Field(max_length=4096)]
+    units: Ids
 
 
 class _Mel(_Part):
-    units: tuple[Id, ...]
+    units: Ids
     frame_count: Count
     held: Array
 

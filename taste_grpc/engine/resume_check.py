@@ -6,6 +6,7 @@ state of ours can be.
 
 from __future__ import annotations
 
+from taste_grpc.audio import ResamplerState
 from taste_grpc.engine.loading import LoadedModel
 from taste_grpc.errors import InvalidInputError
 from taste_grpc.model.speech_decoder.decoder import length_rule
@@ -17,10 +18,10 @@ _MAX_FRAMES = 1024  # of each tail; ours have a few dozen
 _MAX_HISTORY = 1 << 16
 
 
-def check_state(loaded: LoadedModel, state: SpeechState, windowing: MelWindowing) -> None:
-    """Raises InvalidInputError when `state` does not fit."""
+def check_state(loaded: LoadedModel, state: SpeechState, rate_hz: int, windowing: MelWindowing) -> None:
+    """Raises InvalidInputError when `state`, whose audio has `rate_hz`, does not fit."""
     voice = loaded.processor.get_generator(loaded.model.device).config
-    if not (_window_fits(loaded, state) and _tails_fit(voice, state, windowing)):
+    if not (_window_fits(loaded, state) and _tails_fit(voice, state, rate_hz, windowing)):
         raise InvalidInputError("resume_state", "does not fit the model, or contradicts itself")
 
 
@@ -45,7 +46,7 @@ def _window_fits(loaded: LoadedModel, state: SpeechState) -> bool:
     return len(units) <= min(state.unit_count, length_rule(tokens + 3)[1])
 
 
-def _tails_fit(voice: VoiceGeneratorConfig, state: SpeechState, windowing: MelWindowing) -> bool:
+def _tails_fit(voice: VoiceGeneratorConfig, state: SpeechState, rate_hz: int, windowing: MelWindowing) -> bool:
     mel, wave, resampler, flow = state.mel, state.wave, state.resampler, voice.flow
     context = voice.hift.context_frames + voice.hift.f0_context_frames
     most_units = windowing.context_units + flow.unit_of_frame(windowing.held_frames) + 2
@@ -64,5 +65,11 @@ def _tails_fit(voice: VoiceGeneratorConfig, state: SpeechState, windowing: MelWi
         and wave.frame_count <= wave.first_frame + known
         and resampler.start + len(resampler.history) == wave.frame_count * voice.hift.samples_per_frame
         and len(resampler.history) <= _MAX_HISTORY
-        and resampler.emitted >= 0
+        and _emitted_fits(resampler, voice.sampling_rate_hz, rate_hz)
     )
+
+
+def _emitted_fits(resampler: ResamplerState, from_hz: int, to_hz: int) -> bool:
+    """Whether as much audio has left as the history can tell: not less than before it, nor more than to its end."""
+    first, end = resampler.start, resampler.start + len(resampler.history)
+    return first * to_hz // from_hz <= resampler.emitted <= end * to_hz // from_hz + 1

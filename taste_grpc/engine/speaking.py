@@ -70,7 +70,7 @@ class Utterance:
             raise InvalidInputError("config.speaker", "is missing: give a speaker embedding or a reference clip")
         self._stream = SpeechStream(loaded.model, generator, self._voice, state, abort=abort)
         if config.resume_state is not None:
-            check_state(loaded, state, self._stream.windowing)
+            check_state(loaded, state, resumed.out_sample_rate_hz, self._stream.windowing)
             state.resampler = state.resampler.at_rate(
                 generator.sampling_rate_hz, resumed.out_sample_rate_hz, self._voice.sample_rate_hz
             )
@@ -140,7 +140,7 @@ class Utterance:
         )
 
     def _chunks(self, words: list[str], given: SegmentInput) -> Iterator[tuple[int, int, int]]:
-        """Phrases of `words` as (start, end, seen), none with more tokens than can be spoken at once."""
+        """Phrases of `words` as (start, end, seen), none with more tokens than can be spoken, or shown, at once."""
         tokenizer = self._loaded.processor.audio_tokenizer
         sizes = [len(tokenizer.encode(word, add_special_tokens=False, split_special_tokens=True)) for word in words]
         for index, size in enumerate(sizes):
@@ -153,7 +153,10 @@ class Utterance:
             start = cut.start
             for end in range(cut.start + 1, cut.end + 1):
                 if end == cut.end or sum(sizes[start : end + 1]) > MAX_CHUNK_TOKENS:
-                    yield start, end, cut.seen if end == cut.end else end
+                    seen = cut.seen if end == cut.end else end
+                    while sum(sizes[start:seen]) > MAX_CHUNK_TOKENS and seen > end:
+                        seen -= 1
+                    yield start, end, seen
                     start = end
 
     def _spell(self, given: SegmentInput, segment: TASTESegment) -> tuple[list[str], list[tuple[int, ...]]]:

@@ -167,6 +167,7 @@ class SpeechStream:
         self._remember(SpokenChunk(words, units))
         mel = torch.zeros(1, self.generator.config.flow.mel_bins, 0)
         if units:
+            yield Turn()  # what follows is no part of a step
             mel = yield from self._extend_mel(list(units))
         wave = yield from self._extend_wave(mel, last=False)
         return self._piece(wave, units, last=False)
@@ -234,7 +235,7 @@ class SpeechStream:
             return UnitChoice(sampler, self.state.unit_count + len(units), rejected)
 
         rows = torch.cat([prompt, decoder.embed_units(previous)])
-        slot = yield UnitSlot(len(rows) + 1, len(prompt) + most)
+        slot = yield UnitSlot(max(len(rows) + 1, len(prompt) + least), len(prompt) + most)
         try:
             most = min(most, slot.positions - len(prompt))
             log_probs = yield from self._read(rows, slot)

@@ -272,3 +272,40 @@ async def test_closing_ends_what_is_under_way_and_refuses_what_comes() -> None:
         await job.result
     with pytest.raises(UnavailableError):
         await loop.run(lambda: None)
+
+
+async def test_a_machine_that_breaks_between_steps_fails_every_call_and_takes_no_more(
+    loop: ModelLoop, machine: CountingMachine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken() -> None:
+        raise RuntimeError("the device is lost")
+
+    monkeypatch.setattr(machine, "synchronize", broken)
+    jobs = [loop.submit(talk(10**6, emit=False), CallAbort()), loop.submit(endless([]), CallAbort())]
+    for job in jobs:
+        with pytest.raises(UnavailableError):
+            await asyncio.wait_for(job.result, 10)
+    with pytest.raises(UnavailableError):
+        await loop.run(lambda: None)
+    assert machine.free == 2
+    assert "the model thread failed" in caplog.text
+
+
+async def test_a_slot_that_cannot_be_had_fails_who_asked_and_no_other(
+    loop: ModelLoop, machine: CountingMachine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine.free = 0
+    waiting = loop.submit(talk(3, emit=False), CallAbort())
+    await loop.run(lambda: None)
+    slot = machine.slot
+
+    def refuse(want: TextSlot | UnitSlot) -> Slot[Any] | None:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(machine, "slot", refuse)
+    await loop.run(lambda: None)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        await waiting.result
+    monkeypatch.setattr(machine, "slot", slot)
+    machine.free = 1
+    assert await loop.do(talk(3, emit=False), CallAbort()) == 3

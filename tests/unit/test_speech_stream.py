@@ -294,7 +294,7 @@ def test_a_chunk_out_of_proportion_does_not_silence_those_after_it(speech: Speec
     assert units <= length_rule(tokens + 3)[1]
     info = SimpleNamespace(vq_dim=4, codebook_size=32)
     loaded = LoadedModel(speech.loaded.model, speech.loaded.processor, None, info)  # type: ignore[arg-type]
-    check_state(loaded, unpacked(packed(stream)), stream.windowing)
+    check_state(loaded, unpacked(packed(stream)), stream.voice.sample_rate_hz, stream.windowing)
     stream.chunk_units = None
     assert speech.run(stream.speak(second)).units
 
