@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -166,7 +167,7 @@ def test_calls_bring_as_many_ids_as_were_asked_for(
         several.check(IDS + 1)
     names = {"speedup_16", "gemm_gain_16", "speedup_16_over_gemm", "bandwidth_fraction", "p95_ratio_16"}
     assert names <= found.keys()
-    assert all(found[name] > 0 for name in names)
+    assert all(math.isfinite(found[name]) for name in names)
 
 
 @pytest.mark.slow
