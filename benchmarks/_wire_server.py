@@ -116,6 +116,10 @@ class IdleEngine:
         calls = self._calls
         return EngineStats(calls.active, calls.waiting, calls.completed, calls.cancelled, calls.failed, 0, 0, 0)
 
+    async def failed(self) -> None:
+        """Never."""
+        await asyncio.Event().wait()
+
     async def drain(self, grace_s: float) -> None:
         """Let calls end, and the thread."""
         await self._calls.drain(grace_s)

@@ -225,6 +225,10 @@ class LocalEngine:
             },
         )
 
+    async def failed(self) -> None:
+        """Return once the model thread has failed."""
+        await asyncio.shield(asyncio.wrap_future(self._loop.failure))
+
     async def drain(self, grace_s: float) -> None:
         """Refuse new calls and those that wait, let running ones finish within `grace_s` seconds, abort them and stop.
 

@@ -9,6 +9,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import Future
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -146,6 +147,8 @@ class ModelLoop:
         self._stopping = False
         self._closed = False
         self._closing = threading.Lock()  # no job is put behind the last command
+        self.failure: Future[None] = Future()
+        """Done once the thread has failed."""
         self.rounds = 0
         self._thread = threading.Thread(target=self._main, name=name, daemon=True)
         self._thread.start()
@@ -223,6 +226,7 @@ class ModelLoop:
                 logger.critical("the model thread failed; its calls fail, and no more are taken", exc_info=True)
                 with self._closing:
                     self._closed = True
+                self.failure.set_result(None)
             self._obey()  # what was asked for while the thread was told to stop
             self._stop()
 

@@ -251,6 +251,10 @@ class Engine(Protocol):
         """Counters, at no cost."""
         ...
 
+    async def failed(self) -> None:
+        """Return once the engine can serve no more, as its device is lost, say; not before."""
+        ...
+
     async def drain(self, grace_s: float) -> None:
         """Refuse new calls, let running ones finish within `grace_s` seconds, then abort them and stop."""
         ...

@@ -17,7 +17,7 @@ from grpc_reflection.v1alpha import reflection
 
 from taste.v1 import dialogue_pb2, dialogue_pb2_grpc, taste_pb2, taste_pb2_grpc
 from taste_grpc.engine.protocol import Engine, ModelInfo
-from taste_grpc.errors import SettingsError
+from taste_grpc.errors import SettingsError, UnavailableError
 from taste_grpc.observability import log_event
 from taste_grpc.server.auth import Authenticator
 from taste_grpc.server.dialogue_service import DialogueService
@@ -73,6 +73,7 @@ class TasteServer:
             options=channel_options(settings),
         )
         self._loading: asyncio.Task[ModelInfo] | None = None
+        self._watching: asyncio.Task[None] | None = None
         self.port = 0
 
     @property
@@ -136,6 +137,7 @@ class TasteServer:
         self._engine = engine
         self._gate.open(engine)
         self._health.set(("", TASTE_SERVICE), serving=True)
+        self._watching = asyncio.create_task(self._watch(engine), name="watch-engine")
         info = engine.info
         log_event(logger, logging.INFO, "serving", model=info.model_id, device=info.device, dtype=info.dtype)
         if info.random_parts:
@@ -146,6 +148,17 @@ class TasteServer:
                 random_parts=", ".join(info.random_parts),
             )
         return info
+
+    async def _watch(self, engine: Engine) -> None:
+        await engine.failed()
+        self._health.set(("", TASTE_SERVICE), serving=False)
+        self._gate.drain()
+
+    async def failed(self) -> None:
+        """Return once the engine can serve no more; health says so by then. After `loaded`."""
+        if self._watching is None:
+            raise RuntimeError("the server has not loaded")
+        await asyncio.shield(self._watching)
 
     async def stop(self, hurry: asyncio.Event | None = None) -> None:
         """Drain, then stop: no new calls, running ones go on until they end, the grace is over, or `hurry` is set."""
@@ -161,6 +174,8 @@ class TasteServer:
             await _first_of(_LAST_WORDS_S, self._gate.idle())
         elif self._loading is not None:
             self._loading.cancel()
+        if self._watching is not None:
+            self._watching.cancel()
         await self._server.stop(grace=0)
         await _first_of(_SETTLE_S, self._gate.idle())
         self._taste.close()
@@ -202,6 +217,7 @@ async def run_server(settings: Settings, make_engine: MakeEngine, *, lifeline_fd
     Raises:
         SettingsError: the address cannot be had.
         CheckpointError: the model cannot be loaded.
+        UnavailableError: the engine failed while it served.
     """
     stop, hurry = asyncio.Event(), asyncio.Event()
 
@@ -225,7 +241,9 @@ async def run_server(settings: Settings, make_engine: MakeEngine, *, lifeline_fd
         # What was loaded stays: no collection goes through it again, which would hold up every call.
         gc.collect()
         gc.freeze()
-        await stop.wait()
+        await _first_of(None, server.failed(), stop.wait())
+        if not stop.is_set():
+            raise UnavailableError("the engine failed; the log has the cause")
     finally:
         await server.stop(hurry)
 

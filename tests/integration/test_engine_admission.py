@@ -199,3 +199,18 @@ async def test_a_second_drain_cuts_the_grace_of_the_first_short() -> None:
             async for _ in running:
                 pass
         await asyncio.wait_for(patient, 30)
+
+
+async def test_an_engine_whose_thread_fails_says_so() -> None:
+    async with started() as engine:
+        failed = asyncio.create_task(engine.failed())
+        assert await call(engine, "generate")
+        assert not failed.done()
+
+        def lost() -> None:
+            raise RuntimeError("the device is lost")
+
+        engine._loop._commands.put(lost)
+        await asyncio.wait_for(failed, 10)
+        with pytest.raises(UnavailableError):
+            await call(engine, "generate")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 
 import grpc
 import pytest
@@ -10,8 +11,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from taste.v1 import taste_pb2
-from taste_grpc.errors import CheckpointError, SettingsError
-from taste_grpc.server import TASTE_SERVICE, TasteServer
+from taste_grpc.errors import CheckpointError, SettingsError, UnavailableError
+from taste_grpc.server import TASTE_SERVICE, TasteServer, run_server
 from taste_grpc.settings import load_settings
 from tests.support import messages
 from tests.support.details import read_failure
@@ -86,6 +87,32 @@ async def test_a_model_that_cannot_be_loaded_is_never_served():
         with pytest.raises(CheckpointError, match=r"config\.json"):
             await live.server.loaded()
         assert await status(live) == NOT_SERVING
+
+
+async def test_a_server_whose_engine_fails_says_so_and_takes_no_more_calls():
+    engine = RecordingEngine()
+    async with live_server(engine) as live:
+        watch = health_pb2_grpc.HealthStub(live.channel).Watch(health_pb2.HealthCheckRequest())
+        assert (await watch.read()).status == SERVING
+        engine.broken.set()
+        async with asyncio.timeout(5):
+            await live.server.failed()
+            assert (await watch.read()).status == NOT_SERVING
+        assert await status(live, TASTE_SERVICE) == NOT_SERVING
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await live.stub.Tokenize(messages.tokenize_request())
+        assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_the_process_ends_when_its_engine_fails():
+    engine = RecordingEngine()
+    engine.broken.set()
+    try:
+        with pytest.raises(UnavailableError, match="the engine failed"):
+            await run_server(load_settings({"port": 0}), lambda: engine)
+    finally:
+        gc.unfreeze()
+    assert engine.events["drain"] == 1
 
 
 async def test_unknown_service_has_no_health():

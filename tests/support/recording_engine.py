@@ -50,6 +50,7 @@ class RecordingEngine:
         results: how many results a Generate that begins now will have.
         held: while it is cleared, the model work of every call waits.
         load: what `start` waits for.
+        broken: once it is set, the engine says that it can serve no more.
         failure: raised by every call, and by `start` when `fail_start`.
     """
 
@@ -60,6 +61,7 @@ class RecordingEngine:
         self.held.set()
         self.load = asyncio.Event()
         self.load.set()
+        self.broken = asyncio.Event()
         self.results = 5
         self.chunk_samples = 1600
         self.failure: Exception | None = None
@@ -161,6 +163,9 @@ class RecordingEngine:
 
     def stats(self) -> EngineStats:
         return EngineStats(self.running, 0, 0, 0, 0, 0, 0, 0, 0)
+
+    async def failed(self) -> None:
+        await self.broken.wait()
 
     async def drain(self, grace_s: float) -> None:
         self.events["drain"] += 1

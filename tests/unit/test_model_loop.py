@@ -288,6 +288,7 @@ async def test_a_machine_that_breaks_between_steps_fails_every_call_and_takes_no
     with pytest.raises(UnavailableError):
         await loop.run(lambda: None)
     assert machine.free == 2
+    assert loop.failure.done()
     assert "the model thread failed" in caplog.text
 
 
