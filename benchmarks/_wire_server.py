@@ -9,14 +9,12 @@ and not in what else fills their memory.
 from __future__ import annotations
 
 import asyncio
-import gc
 import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from functools import lru_cache
 from typing import Any
 
 import grpc
-import numpy as np
 
 from taste.v1 import taste_pb2, taste_pb2_grpc
 from taste_grpc.engine.answering import RESULTS_AHEAD
@@ -36,7 +34,7 @@ from taste_grpc.engine.protocol import (
     TokenizeResult,
 )
 from taste_grpc.observability import configure_logging
-from taste_grpc.server import TasteServer
+from taste_grpc.server import TasteServer, calm_collector
 from taste_grpc.server.convert import StreamingResults
 from taste_grpc.settings import AdmissionSettings, LimitSettings, MethodAdmission, load_settings
 from taste_grpc.streaming.work import Emit, Turn, Work
@@ -64,17 +62,16 @@ INFO = ModelInfo(
     asr="",
 )
 
-_IDS, _CODES = np.asarray([24_748], np.int64), np.asarray([[17, 301, 42, 508]], np.int64)
-
 
 @lru_cache(1)
 def results(count: int) -> list[GenerateResult]:
     """Of one word each, as most are; the last, like the others, brings one too."""
     made = []
     for index in range(count):
-        last, word_ids = index == count - 1, np.asarray([index], np.int64)
+        last = index == count - 1
         reason: CompletionReason = "finished" if last else "continuing"
-        made.append(GenerateResult(last, reason, " hello", _IDS, word_ids, _CODES, index, ("hello",), TIMING_MS))
+        codes = ((17, 301, 42, 508),)
+        made.append(GenerateResult(last, reason, " hello", (24_748,), (index,), codes, index, ("hello",), TIMING_MS))
     return made
 
 
@@ -188,8 +185,7 @@ async def main(side: str) -> None:
         taste, port = await serve_taste()
     else:
         bare, port = await serve_bare()
-    gc.collect()
-    gc.freeze()  # as `taste-grpc serve` does once it has loaded
+    calm_collector()  # as `taste-grpc serve` does once it has loaded
     print(port, flush=True)
     await asyncio.to_thread(sys.stdin.read)
     if taste is not None:

@@ -32,8 +32,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 from _report import report
 
 SIDES = ("taste", "bare")
-MESSAGES = {1: 2_048, 16: 256, 64: 128}
-"""Of each stream, by the number of streams."""
+TIMES = {1: 8, 16: 2, 64: 1}
+"""How often so many streams at once are read for one figure, by the number of streams."""
+MESSAGES = 512
+"""Of each stream: the default `max_length` of Generate, of one word each."""
 ROUNDS = 9
 
 Figures = dict[str, float]
@@ -46,16 +48,17 @@ class Side:
     server: psutil.Process
     client: subprocess.Popen[str]
 
-    def measure(self, streams: int, messages: int, *, closely: bool = False) -> Figures:
-        """Read streams at once. `rate` is in messages per second, `server_us` and `client_us` are of a message."""
+    def measure(self, streams: int, messages: int, times: int = 1, *, closely: bool = False) -> Figures:
+        """Read streams at once, so many `times`.
+
+        `rate` is in messages per second, `server_us` and `client_us` are of a message.
+        """
+        order = {"streams": streams, "messages": messages, "closely": closely}
         before = _cpu_s(self.server)
-        found = json.loads(_ask(self.client, {"streams": streams, "messages": messages, "closely": closely}))
-        count = found["messages"]
-        return {
-            "rate": count / found["seconds"],
-            "server_us": 1e6 * (_cpu_s(self.server) - before) / count,
-            "client_us": 1e6 * found["cpu_s"] / count,
-        }
+        found = [json.loads(_ask(self.client, order)) for _ in range(times)]
+        server_s = _cpu_s(self.server) - before
+        count, seconds, client_s = (sum(each[key] for each in found) for key in ("messages", "seconds", "cpu_s"))
+        return {"rate": count / seconds, "server_us": 1e6 * server_s / count, "client_us": 1e6 * client_s / count}
 
 
 def _cpu_s(process: psutil.Process) -> float:
@@ -108,7 +111,7 @@ def sides() -> Iterator[dict[str, Side]]:
         yield found
 
 
-def compare(found: dict[str, Side], streams: int, messages: int, rounds: int) -> dict[str, list[Figures]]:
+def compare(found: dict[str, Side], streams: int, messages: int, times: int, rounds: int) -> dict[str, list[Figures]]:
     """What each side did in each round, after one in which every message is looked at."""
     for side in found.values():
         side.measure(streams, messages, closely=True)
@@ -116,7 +119,7 @@ def compare(found: dict[str, Side], streams: int, messages: int, rounds: int) ->
     for number in range(rounds):
         names = list(found) if number % 2 else list(reversed(found))
         for name in names:
-            figures[name].append(found[name].measure(streams, messages))
+            figures[name].append(found[name].measure(streams, messages, times))
     return figures
 
 
@@ -138,8 +141,8 @@ def main() -> None:
     rounds, part = (1, 4) if arguments.quick else (ROUNDS, 1)
     fractions, medians = {}, {}
     with sides() as found:
-        for streams, messages in MESSAGES.items():
-            figures = compare(found, streams, messages // part, rounds)
+        for streams, times in TIMES.items():
+            figures = compare(found, streams, MESSAGES // part, times, rounds)
             fractions[f"fraction_{streams}"], medians[str(streams)] = summary(figures)
     title = "messages of Generate streams, engine that computes nothing"
     report(title, table(fractions, medians), {**fractions, "streams": medians, "rounds": rounds}, arguments.quick)

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from functools import partial
 
-import numpy as np
-import torch
-
 from taste_grpc.engine.loading import LoadedModel
 from taste_grpc.engine.protocol import EmitPolicy, GenerateRequest, GenerateResult
 from taste_grpc.errors import InvalidInputError
 from taste_grpc.model.text.words import written_words
-from taste_grpc.streaming import EmitStatus, GenerateOptions, StreamingResult
+from taste_grpc.streaming import EmitStatus, GenerateOptions, NewWords
 from taste_grpc.streaming.conversation import completion_mode
 
-RESULTS_AHEAD = 16
+RESULTS_AHEAD = 64
 """Results an answer may be ahead of its reader: they are small, and handing over several at once costs less."""
 
 
@@ -62,28 +59,27 @@ class Results:
         self._index = 0
         self._words = 0
 
-    def next(self, result: StreamingResult, timing_ms: dict[str, float]) -> GenerateResult:
-        """`result` as a message."""
-        tokenizer = self._loaded.processor.text_tokenizer
+    def next(self, new: NewWords, timing_ms: dict[str, float]) -> GenerateResult:
+        """`new` as a message."""
+        tokenizer, empty = self._loaded.processor.text_tokenizer, (-1,) * self._loaded.info.vq_dim
         ids: list[int] = []
-        codes = torch.zeros(0, self._loaded.info.vq_dim, dtype=torch.long)
-        if result.segment is not None and result.segment.taste_ids is not None:
-            ids, codes = result.segment.text_ids[0].tolist(), result.segment.taste_ids[0]
-        # a word begins at each row with codes, and at the first row of a result whatever it holds
-        starts = codes[:, 0].numpy() != -1
-        starts[:1] = True
-        word_ids = self._words - 1 + np.cumsum(starts)
+        word_ids: list[int] = []
+        rows: list[tuple[int, ...]] = []
+        for number, (text_ids, codes) in enumerate(new.words, self._words):
+            ids += text_ids
+            word_ids += [number] * len(text_ids)
+            rows += [codes or empty, *([empty] * (len(text_ids) - 1))]
         message = GenerateResult(
-            is_complete=result.is_complete,
-            completion_reason=result.completion_reason,
+            is_complete=new.is_complete,
+            completion_reason=new.completion_reason,
             text=tokenizer.decode(ids),
-            text_ids=np.asarray(ids, np.int64),
-            word_ids=word_ids,
-            taste_ids=codes.numpy(),
+            text_ids=tuple(ids),
+            word_ids=tuple(word_ids),
+            taste_ids=tuple(rows),
             index=self._index,
-            words=tuple(written_words(ids, word_ids.tolist(), tokenizer)),
+            words=tuple(written_words(ids, word_ids, tokenizer)),
             timing_ms=timing_ms,
         )
         self._index += 1
-        self._words += int(starts.sum())
+        self._words += len(new.words)
         return message

@@ -111,16 +111,17 @@ class GenerateRequest:
 class GenerateResult:
     """What is new since the last result, in whole words; exactly one, the last, has `is_complete`.
 
-    `text_ids` `[S]`, `word_ids` `[S]` (counted from the start of the answer), `taste_ids` `[S, vq_dim]`,
-    `words` the text of each word. S may be 0 in the last result.
+    `text_ids`, as many `word_ids` (counted from the start of the answer), as many rows of `vq_dim` `taste_ids`, and
+    `words`, the text of each word. There are none of them when the last result brings no word. Most results are of one
+    row, for which tuples are much cheaper than arrays.
     """
 
     is_complete: bool
     completion_reason: CompletionReason
     text: str
-    text_ids: Int64Array
-    word_ids: Int64Array
-    taste_ids: Int64Array
+    text_ids: tuple[int, ...]
+    word_ids: tuple[int, ...]
+    taste_ids: tuple[tuple[int, ...], ...]
     index: int
     words: tuple[str, ...] = ()
     timing_ms: dict[str, float] = field(default_factory=dict)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import metadata
+from itertools import chain
 from typing import Any, cast
 
 import numpy as np
@@ -206,6 +207,7 @@ class StreamingResults:
         self._message = taste_pb2.StreamingResult()
         self._timing = self._message.timing
         self._stages = self._timing.stages_ms
+        self._stage_names: set[str] = set()
         segment = self._message.segment
         segment.role = common_pb2.ROLE_ASSISTANT
         segment.modality = common_pb2.MODALITY_AUDIO
@@ -229,20 +231,19 @@ class StreamingResults:
             message.is_complete = True
             self._fillings_left = 0
         self._fill_timing(result.timing_ms, elapsed_ms)
-        ids = result.text_ids.tolist()
-        if ids:
-            self._fill_tokens(result, ids)
+        if result.text_ids:
+            self._fill_tokens(result)
         else:
             message.ClearField("segment")
             self._fillings_left = 0
         return message
 
-    def _fill_tokens(self, result: GenerateResult, text_ids: list[int]) -> None:
-        self._text_ids[:] = text_ids
-        self._word_ids[:] = result.word_ids.tolist()
-        self._codes.vq_dim = result.taste_ids.shape[1]
-        self._code_ids[:] = result.taste_ids.ravel().tolist()
-        text, limit = result.text, self._max_text_bytes
+    def _fill_tokens(self, result: GenerateResult) -> None:
+        rows, text, limit = result.taste_ids, result.text, self._max_text_bytes
+        self._text_ids[:] = result.text_ids
+        self._word_ids[:] = result.word_ids
+        self._codes.vq_dim = len(rows[0])
+        self._code_ids[:] = rows[0] if len(rows) == 1 else chain.from_iterable(rows)
         if len(text) * _MAX_CHAR_BYTES > limit:
             # A segment that was sent must be fit to be sent back.
             text = text.encode()[:limit].decode(errors="ignore")
@@ -250,17 +251,17 @@ class StreamingResults:
         self._words[:] = result.words
 
     def _fill_timing(self, stages_ms: Mapping[str, float], elapsed_ms: float) -> None:
-        timing, stages = self._timing, self._stages
-        stages.clear()
+        if self._stage_names != stages_ms.keys():
+            self._stages.clear()
+            self._stage_names = set(stages_ms)
         queued_ms = self._queued_ms
         for name, ms in stages_ms.items():
-            stage = name.removesuffix("_ms")
-            if stage == "queued":
+            if name == "queued":
                 queued_ms += ms
-            elif stage not in _SUMS:
-                stages[stage] = ms
-        timing.queued_ms = queued_ms
-        timing.elapsed_ms = elapsed_ms
+            elif name not in _SUMS:
+                self._stages[name] = ms
+        self._timing.queued_ms = queued_ms
+        self._timing.elapsed_ms = elapsed_ms
 
 
 def detokenize_response(chunk: DetokenizeChunk, encoding: Encoding, elapsed_ms: float) -> taste_pb2.DetokenizeResponse:
@@ -331,9 +332,8 @@ def _taste_tokens(rows: npt.NDArray[np.int64]) -> common_pb2.TasteTokens:
 
 
 def _timing(stages_ms: Mapping[str, float], elapsed_ms: float) -> common_pb2.Timing:
-    stages = {name.removesuffix("_ms"): ms for name, ms in stages_ms.items()}
     return common_pb2.Timing(
-        queued_ms=stages.get("queued", 0.0),
+        queued_ms=stages_ms.get("queued", 0.0),
         elapsed_ms=elapsed_ms,
-        stages_ms={name: ms for name, ms in stages.items() if name not in _SUMS},
+        stages_ms={name: ms for name, ms in stages_ms.items() if name not in _SUMS},
     )

@@ -1,6 +1,6 @@
 """One stream over the model: the Python API."""
 
-from taste_grpc.streaming.answer import Answer, EmitStatus, GenerateOptions
+from taste_grpc.streaming.answer import Answer, EmitStatus, GenerateOptions, NewWords
 from taste_grpc.streaming.conversation import (
     ConversationPrompt,
     build_completion_prompt,
@@ -18,6 +18,7 @@ __all__ = [
     "DetokenizedChunk",
     "EmitStatus",
     "GenerateOptions",
+    "NewWords",
     "ResultIterator",
     "StreamingResult",
     "TASTESegment",

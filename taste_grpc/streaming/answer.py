@@ -62,6 +62,30 @@ class GenerateOptions:
     conversation_format: ConversationFormat | None = None
 
 
+@dataclass(slots=True)
+class NewWords:
+    """What is new of an answer, in whole words, as plain numbers.
+
+    Attributes:
+        is_complete, completion_reason: as in `StreamingResult`.
+        words: for each word, its text ids and, where they were sampled, its codes.
+    """
+
+    is_complete: bool
+    completion_reason: CompletionReason
+    words: list[tuple[list[int], tuple[int, ...] | None]]
+
+    def result(self, vq_dim: int) -> StreamingResult:
+        """The same as tensors."""
+        if not self.words:
+            return StreamingResult(self.is_complete, self.completion_reason, None)
+        empty = (-1,) * vq_dim
+        ids = [text_id for text_ids, _ in self.words for text_id in text_ids]
+        rows = [row for text_ids, codes in self.words for row in [codes or empty, *([empty] * (len(text_ids) - 1))]]
+        segment = TASTESegment("assistant", "audio", torch.tensor([ids]), torch.tensor([rows]))
+        return StreamingResult(self.is_complete, self.completion_reason, segment)
+
+
 @dataclass
 class _Word:
     ids: list[int] = field(default_factory=list)
@@ -132,7 +156,7 @@ class Answer:
         return self._prompt.length
 
     def work(self, *, tell_when_read: bool = False) -> Work[None]:
-        """Generate the answer; emits a `StreamingResult` whenever there is something new, the complete one last.
+        """Generate the answer; emits `NewWords` whenever there are some, the complete ones last.
 
         With `tell_when_read`, the first thing it emits is None, when the prompt has been read.
         """
@@ -151,11 +175,11 @@ class Answer:
                 if generation.done:
                     break
                 if completed is not None and self._wants(completed, result):
-                    yield Emit(StreamingResult(False, "continuing", self._segment(completed + 1)))
+                    yield Emit(NewWords(False, "continuing", self._new_words(completed + 1)))
         finally:
             slot.release()
         reason = self._reason(generation.sampler.end_reason)
-        yield Emit(StreamingResult(True, reason, self._segment(len(self._words))))
+        yield Emit(NewWords(True, reason, self._new_words(len(self._words))))
 
     def _reading(self, slot: Slot[KeyValueSlots]) -> PromptReading:
         seed = secrets.randbits(63) if self._options.seed is None else self._options.seed
@@ -194,15 +218,10 @@ class Answer:
         )
         return bool(callback(word.ids[-1], result.sampled.action.name.lower(), status))
 
-    def _segment(self, up_to: int) -> TASTESegment | None:
+    def _new_words(self, up_to: int) -> list[tuple[list[int], tuple[int, ...] | None]]:
         words = self._words[self._emitted : up_to]
         self._emitted = up_to
-        if not words:
-            return None
-        empty = (-1,) * self._model.vq_dim
-        ids = [text_id for word in words for text_id in word.ids]
-        codes = [row for word in words for row in [word.codes or empty, *([empty] * (len(word.ids) - 1))]]
-        return TASTESegment("assistant", "audio", torch.tensor([ids]), torch.tensor([codes]))
+        return [(word.ids, word.codes) for word in words]
 
     def _reason(self, reason: EndReason | None) -> CompletionReason:
         if reason == EndReason.STOP_ID:

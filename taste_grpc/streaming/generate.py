@@ -167,4 +167,5 @@ def streaming_generate(
             raise CallAbortedError("the generation was closed")
 
     answer = Answer(model, processor, input_segments, options, abort)
-    return ResultIterator(emitted(model, answer.work(), abort), closed)
+    results = (new.result(model.vq_dim) for new in emitted(model, answer.work(), abort))
+    return ResultIterator(results, closed)

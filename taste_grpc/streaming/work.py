@@ -81,7 +81,7 @@ class UnitStep:
     choice: UnitChoice
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen, which makes it dearer: there is one for every value
 class Emit:
     """Something for whoever asked for the work. Answered with None once there is room for it."""
 

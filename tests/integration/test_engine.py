@@ -121,8 +121,8 @@ async def test_a_seed_repeats_an_answer_whatever_runs_beside_it(engine: LocalEng
     alone = [await generated(engine, request) for request in requests]
     together = await asyncio.gather(*(generated(engine, request) for request in requests))
     for one, other in zip(alone, together, strict=True):
-        assert [result.text_ids.tolist() for result in one] == [result.text_ids.tolist() for result in other]
-        assert [result.taste_ids.tolist() for result in one] == [result.taste_ids.tolist() for result in other]
+        assert [result.text_ids for result in one] == [result.text_ids for result in other]
+        assert [result.taste_ids for result in one] == [result.taste_ids for result in other]
 
 
 async def test_emit_policy_counts_words(engine: LocalEngine) -> None:
@@ -132,7 +132,7 @@ async def test_emit_policy_counts_words(engine: LocalEngine) -> None:
     results = await generated(engine, request)
     assert len(results) > 1
     for result in results[:-1]:
-        assert len(set(result.word_ids.tolist())) == 3
+        assert len(set(result.word_ids)) == 3
 
 
 async def test_closing_a_generation_stops_its_steps(engine: LocalEngine) -> None:

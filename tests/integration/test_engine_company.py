@@ -68,7 +68,7 @@ async def answer(engine: LocalEngine, number: int) -> list[Any]:
         seed=number,
     )
     results = [result async for result in engine.generate(request)]
-    return [(r.text_ids.tolist(), r.taste_ids.tolist(), r.completion_reason) for r in results]
+    return [(r.text_ids, r.taste_ids, r.completion_reason) for r in results]
 
 
 async def speech(engine: LocalEngine, number: int) -> list[Any]:

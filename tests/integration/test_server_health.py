@@ -107,11 +107,13 @@ async def test_a_server_whose_engine_fails_says_so_and_takes_no_more_calls():
 async def test_the_process_ends_when_its_engine_fails():
     engine = RecordingEngine()
     engine.broken.set()
+    thresholds = gc.get_threshold()
     try:
         with pytest.raises(UnavailableError, match="the engine failed"):
             await run_server(load_settings({"port": 0}), lambda: engine)
     finally:
         gc.unfreeze()
+        gc.set_threshold(*thresholds)
     assert engine.events["drain"] == 1
 
 

@@ -124,9 +124,9 @@ class RecordingEngine:
                     is_complete=last,
                     completion_reason="segment_end" if last else "continuing",
                     text=" word" * count,
-                    text_ids=np.full(count, 7),
-                    word_ids=np.full(count, index),
-                    taste_ids=np.full((count, 4), 3),
+                    text_ids=(7,) * count,
+                    word_ids=(index,) * count,
+                    taste_ids=((3,) * 4,) * count,
                     index=index,
                     words=("word",) * count,
                 )

@@ -86,7 +86,7 @@ async def test_a_stream_that_is_not_what_was_asked_for_is_noticed(server: Module
 def test_processes_are_compared_and_end(monkeypatch: pytest.MonkeyPatch) -> None:
     module = benchmark("wire", monkeypatch)
     with module.sides() as found:
-        figures = module.compare(found, 2, 20, rounds=1)
+        figures = module.compare(found, 2, 20, times=2, rounds=1)
         processes = [side.client for side in found.values()]
     assert all(process.returncode == 0 for process in processes)
     fraction, medians = module.summary(figures)

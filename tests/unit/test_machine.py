@@ -42,9 +42,8 @@ def answers(loaded: Loaded, machine: SharedMachine, count: int) -> list[list[Any
         steps = {index: want for index, want in waiting.items() if isinstance(want, TextStep)}
         results = dict(zip(steps, machine.text_steps(list(steps.values())) if steps else [], strict=True))
         for index, want in list(waiting.items()):
-            if isinstance(want, Emit) and want.value.segment is not None:
-                segment = want.value.segment
-                given[index].append((segment.text_ids.tolist(), segment.taste_ids.tolist()))
+            if isinstance(want, Emit) and want.value.words:
+                given[index].append(want.value.words)
             try:
                 slot = machine.slot(want) if isinstance(want, TextSlot) else results.get(index)
                 waiting[index] = works[index].send(slot)

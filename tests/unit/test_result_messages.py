@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import numpy as np
+from itertools import chain
+
 import pytest
 
 from taste.v1 import common_pb2, taste_pb2
@@ -17,9 +18,9 @@ def result(index: int, words: int = 1, *, last: bool = False, **timing_ms: float
         is_complete=last,
         completion_reason="finished" if last else "continuing",
         text=" hé" * words,
-        text_ids=np.arange(words, dtype=np.int64) + 7,
-        word_ids=np.arange(words, dtype=np.int64) + index,
-        taste_ids=np.full((words, 4), index % 512),
+        text_ids=tuple(range(7, 7 + words)),
+        word_ids=tuple(range(index, index + words)),
+        taste_ids=((index % 512,) * 4,) * words,
         index=index,
         words=("hé",) * words,
         timing_ms=timing_ms,
@@ -40,11 +41,11 @@ def expected(of: GenerateResult, elapsed_ms: float, queued_ms: float) -> taste_p
         message.segment.modality = common_pb2.MODALITY_AUDIO
         tokens = message.segment.tokens
         tokens.text = of.text
-        tokens.text_ids.extend(of.text_ids.tolist())
-        tokens.word_ids.extend(of.word_ids.tolist())
+        tokens.text_ids.extend(of.text_ids)
+        tokens.word_ids.extend(of.word_ids)
         tokens.words.extend(of.words)
         tokens.taste_tokens.codes.vq_dim = 4
-        tokens.taste_tokens.codes.ids.extend(of.taste_ids.reshape(-1).tolist())
+        tokens.taste_tokens.codes.ids.extend(chain.from_iterable(of.taste_ids))
     return message
 
 
