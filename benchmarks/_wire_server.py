@@ -95,8 +95,9 @@ class IdleEngine:
         async with self._calls.enter("generate") as abort:
             work = _emitting(results(request.max_length), abort)
             async with self._loop.emitting(work, abort, RESULTS_AHEAD) as job:
-                async for made in job.values():
-                    yield made
+                async for batch in job.batches():
+                    for made in batch:
+                        yield made
 
     async def tokenize(self, request: TokenizeRequest) -> TokenizeResult:
         """Not offered."""

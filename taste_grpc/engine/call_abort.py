@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 
 from taste_grpc.errors import CallAbortedError
@@ -14,19 +13,15 @@ class CallAbort:
     Set on the event loop, called by the model thread between steps.
 
     Attributes:
+        is_set: whether the call was asked to stop.
         checks: how often it was looked at, which is how many steps, layers and the like were begun.
     """
 
     def __init__(self) -> None:
-        self._wanted = threading.Event()
+        self.is_set = False
         self._arrived = time.monotonic()
         self._began: float | None = None
         self.checks = 0
-
-    @property
-    def is_set(self) -> bool:
-        """Whether the call was asked to stop."""
-        return self._wanted.is_set()
 
     @property
     def queued_ms(self) -> float:
@@ -40,10 +35,10 @@ class CallAbort:
 
     def set(self) -> None:
         """Ask the call's model work to stop at its next check."""
-        self._wanted.set()
+        self.is_set = True
 
     def __call__(self) -> None:
         """Raise CallAbortedError when the call is no longer wanted."""
-        if self._wanted.is_set():
+        if self.is_set:
             raise CallAbortedError("the call was cancelled")
         self.checks += 1

@@ -146,14 +146,15 @@ class LocalEngine:
             segments = await hearing.segments(request.segments, abort)
             results, timing = Results(loaded), {"queued": abort.queued_ms}
             async with self._loop.emitting(self._answer(request, segments, abort), abort, RESULTS_AHEAD) as job:
-                async for value in job.values():
-                    now = time.monotonic()
-                    if value is None:  # the prompt has been read
-                        timing["prefill"], started = 1000.0 * (now - started), now
-                        continue
-                    timing["decode"], started = 1000.0 * (now - started), now
-                    yield results.next(value, timing)
-                    timing = {"queued": abort.queued_ms}
+                async for batch in job.batches():
+                    for new in batch:
+                        now = time.monotonic()
+                        if new is None:  # the prompt has been read
+                            timing["prefill"], started = 1000.0 * (now - started), now
+                            continue
+                        timing["decode"], started = 1000.0 * (now - started), now
+                        yield results.next(new, timing)
+                        timing = {"queued": abort.queued_ms}
 
     def _answer(self, request: GenerateRequest, segments: list[TASTESegment], abort: CallAbort) -> Work[None]:
         """Emits None once the prompt has been read, then the results."""

@@ -77,25 +77,29 @@ class Job(Generic[T]):
         self._values: deque[Any] = deque()  # put in on the model thread, taken out on the event loop
         self._reader_sleeps = False
         self._changed = asyncio.Event()
-        # The model thread wakes up to be told, so it is told of several at once; some are left to be read meanwhile.
-        self._told_together = most_ahead - most_ahead // 4
+        # The model thread wakes up to be told of them, so several are taken at once, but not all: it goes on meanwhile.
+        self._most_together = max(1, most_ahead // 2)
 
     async def values(self) -> AsyncIterator[Any]:
         """What the work emits, until it is done; then raises what it raised. To be iterated once."""
-        values, taken = self._values, 0
-        while True:
-            while values:
-                value = values.popleft()
-                taken += 1
-                if taken >= self._told_together:
-                    self._returned(self, taken)
-                    taken = 0
+        async for batch in self.batches():
+            for value in batch:
                 yield value
+
+    async def batches(self) -> AsyncIterator[list[Any]]:
+        """The same, several values at a time where several are there; to be iterated in its stead.
+
+        None waits for others to come. They count as taken when the next batch is asked for.
+        """
+        values = self._values
+        while True:
+            batch = [values.popleft() for _ in range(min(len(values), self._most_together))]
+            if batch:
+                yield batch
+                self._returned(self, len(batch))
+                continue
             if self.result.done():
                 break
-            if taken:
-                self._returned(self, taken)
-                taken = 0
             self._changed.clear()
             self._reader_sleeps = True
             if not values:  # else one came before it was known that somebody sleeps
@@ -320,7 +324,7 @@ class ModelLoop:
         """End `job` if it was asked to; whether it was."""
         if job.abort.is_set:
             self._end(job, CallAbortedError("the call was cancelled"))
-        return bool(job.abort.is_set)
+        return job.abort.is_set
 
     def _end(self, job: Job[Any], error: BaseException) -> None:
         try:

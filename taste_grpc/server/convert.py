@@ -207,7 +207,7 @@ class StreamingResults:
         self._message = taste_pb2.StreamingResult()
         self._timing = self._message.timing
         self._stages = self._timing.stages_ms
-        self._stage_names: set[str] = set()
+        self._told: list[str] = []
         segment = self._message.segment
         segment.role = common_pb2.ROLE_ASSISTANT
         segment.modality = common_pb2.MODALITY_AUDIO
@@ -251,17 +251,15 @@ class StreamingResults:
         self._words[:] = result.words
 
     def _fill_timing(self, stages_ms: Mapping[str, float], elapsed_ms: float) -> None:
-        if self._stage_names != stages_ms.keys():
-            self._stages.clear()
-            self._stage_names = set(stages_ms)
-        queued_ms = self._queued_ms
-        for name, ms in stages_ms.items():
-            if name == "queued":
-                queued_ms += ms
-            elif name not in _SUMS:
-                self._stages[name] = ms
-        self._timing.queued_ms = queued_ms
-        self._timing.elapsed_ms = elapsed_ms
+        timing, stages = self._timing, self._stages
+        told = [name for name in stages_ms if name not in _SUMS]
+        if told != self._told:
+            stages.clear()
+            self._told = told
+        for name in told:
+            stages[name] = stages_ms[name]
+        timing.queued_ms = self._queued_ms + stages_ms.get("queued", 0.0)
+        timing.elapsed_ms = elapsed_ms
 
 
 def detokenize_response(chunk: DetokenizeChunk, encoding: Encoding, elapsed_ms: float) -> taste_pb2.DetokenizeResponse:
