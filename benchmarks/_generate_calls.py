@@ -156,7 +156,7 @@ class Arrivals:
 async def serve(settings: dict[str, Any]) -> None:
     """Serve, and tell what the engine has counted when asked."""
     from taste_grpc.engine import EngineSettings, LocalEngine
-    from taste_grpc.server import TasteServer
+    from taste_grpc.server import TasteServer, calm_collector
     from taste_grpc.settings import load_settings
 
     engine = LocalEngine(EngineSettings(**settings))
@@ -164,6 +164,7 @@ async def serve(settings: dict[str, Any]) -> None:
     server = TasteServer(load_settings(flags), lambda: engine)
     await server.start()
     await server.loaded()
+    calm_collector()
     say({"address": server.address})
     while await asyncio.to_thread(sys.stdin.readline):
         say(counted(engine))

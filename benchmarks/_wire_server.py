@@ -95,7 +95,7 @@ class IdleEngine:
         async with self._calls.enter("generate") as abort:
             work = _emitting(results(request.max_length), abort)
             async with self._loop.emitting(work, abort, RESULTS_AHEAD) as job:
-                async for batch in job.batches():
+                while batch := await job.take():
                     for made in batch:
                         yield made
 

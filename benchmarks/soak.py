@@ -44,7 +44,7 @@ import psutil
 
 from taste_grpc.engine import EngineSettings, LocalEngine
 from taste_grpc.model.embedded.random_checkpoint import write_random_checkpoint
-from taste_grpc.server import TasteServer
+from taste_grpc.server import TasteServer, calm_collector
 from taste_grpc.settings import AdmissionSettings, MethodAdmission, load_settings
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -118,6 +118,7 @@ async def site(directory: str) -> AsyncIterator[Site]:
     server = TasteServer(settings, lambda: engine)
     await server.start()
     await server.loaded()
+    calm_collector()
     async with (
         grpc.aio.insecure_channel(server.address, options=[_OWN_CHANNEL]) as channel,
         grpc.aio.insecure_channel(server.address, options=_SHORT_WINDOW) as narrow,

@@ -10,7 +10,7 @@
     ├── SettingsError                       the settings are not usable
     ├── UnsupportedByModelError             the loaded model lacks what was asked
     ├── OverloadedError                     admission is full; try again later
-    ├── UnavailableError                    loading or draining; try again later
+    ├── UnavailableError                    loading, draining or failed; try again later
     ├── UnauthenticatedError                no credentials, or unknown ones
     ├── MethodNotOfferedError               the method is declared, and not offered
     ├── IdleError                           the caller's next message did not come in time
@@ -110,7 +110,7 @@ class OverloadedError(_RetryableError):
 
 
 class UnavailableError(_RetryableError):
-    """The service is loading or draining; `retry_after_ms` suggests when to try again."""
+    """The service is loading, draining, or has failed; `retry_after_ms` suggests when to try again."""
 
     grpc_code = "UNAVAILABLE"
     reason = "ERROR_REASON_NOT_SERVING"

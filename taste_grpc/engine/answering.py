@@ -61,21 +61,15 @@ class Results:
 
     def next(self, new: NewWords, timing_ms: dict[str, float]) -> GenerateResult:
         """`new` as a message."""
-        tokenizer, empty = self._loaded.processor.text_tokenizer, (-1,) * self._loaded.info.vq_dim
-        ids: list[int] = []
-        word_ids: list[int] = []
-        rows: list[tuple[int, ...]] = []
-        for number, (text_ids, codes) in enumerate(new.words, self._words):
-            ids += text_ids
-            word_ids += [number] * len(text_ids)
-            rows += [codes or empty, *([empty] * (len(text_ids) - 1))]
+        tokenizer, ids = self._loaded.processor.text_tokenizer, new.text_ids
+        word_ids = [number for number, (text_ids, _) in enumerate(new.words, self._words) for _ in text_ids]
         message = GenerateResult(
             is_complete=new.is_complete,
             completion_reason=new.completion_reason,
             text=tokenizer.decode(ids),
             text_ids=tuple(ids),
             word_ids=tuple(word_ids),
-            taste_ids=tuple(rows),
+            taste_ids=tuple(new.rows(self._loaded.info.vq_dim)),
             index=self._index,
             words=tuple(written_words(ids, word_ids, tokenizer)),
             timing_ms=timing_ms,

@@ -146,7 +146,7 @@ class LocalEngine:
             segments = await hearing.segments(request.segments, abort)
             results, timing = Results(loaded), {"queued": abort.queued_ms}
             async with self._loop.emitting(self._answer(request, segments, abort), abort, RESULTS_AHEAD) as job:
-                async for batch in job.batches():
+                while batch := await job.take():
                     for new in batch:
                         now = time.monotonic()
                         if new is None:  # the prompt has been read
@@ -193,8 +193,9 @@ class LocalEngine:
             return replace(chunk, timing_ms={"speech": 1000.0 * (started - begun), "queued": abort.queued_ms})
 
         async with self._loop.emitting(utterance.say(given, segment), abort) as job:
-            async for value in job.values():
-                yield timed(value)
+            while batch := await job.take():
+                for chunk in batch:
+                    yield timed(chunk)
             last: DetokenizeChunk | None = await job.result
         self._speech_units += utterance.unit_count - units
         follows = await coming.follows(0)

@@ -60,7 +60,7 @@ class Machine(Protocol):
 class Job(Generic[T]):
     """A piece of work on the model thread, seen from the event loop that asked for it.
 
-    `values` are what it emits, of which `most_ahead` may wait to be taken; awaiting `result` gives what it returns.
+    `take` gives what it emits, of which `most_ahead` may wait to be taken; awaiting `result` gives what it returns.
     """
 
     def __init__(
@@ -75,37 +75,37 @@ class Job(Generic[T]):
         self._loop = asyncio.get_running_loop()
         self.result: asyncio.Future[T] = self._loop.create_future()
         self._values: deque[Any] = deque()  # put in on the model thread, taken out on the event loop
+        self._lent = 0  # given to the reader, who has not come back
         self._reader_sleeps = False
         self._changed = asyncio.Event()
         # The model thread wakes up to be told of them, so several are taken at once, but not all: it goes on meanwhile.
         self._most_together = max(1, most_ahead // 2)
 
-    async def values(self) -> AsyncIterator[Any]:
-        """What the work emits, until it is done; then raises what it raised. To be iterated once."""
-        async for batch in self.batches():
-            for value in batch:
-                yield value
+    async def take(self) -> list[Any]:
+        """What the work has emitted: several values where several are there, none once it is done.
 
-    async def batches(self) -> AsyncIterator[list[Any]]:
-        """The same, several values at a time where several are there; to be iterated in its stead.
-
-        None waits for others to come. They count as taken when the next batch is asked for.
+        No value waits for others. They count as taken when this is called again. Raises what the work raised.
         """
+        if self._lent:
+            self._returned(self, self._lent)
+            self._lent = 0
         values = self._values
-        while True:
-            batch = [values.popleft() for _ in range(min(len(values), self._most_together))]
-            if batch:
-                yield batch
-                self._returned(self, len(batch))
-                continue
+        while not values:
             if self.result.done():
-                break
+                self.result.result()
+                return []
             self._changed.clear()
             self._reader_sleeps = True
             if not values:  # else one came before it was known that somebody sleeps
                 await self._changed.wait()
             self._reader_sleeps = False
-        self.result.result()
+        batch = [values.popleft() for _ in range(min(len(values), self._most_together))]
+        self._lent = len(batch)
+        return batch
+
+    def forget_result(self) -> None:
+        """Once nobody asks any more: an error holds the frames of those who asked, and they hold this job."""
+        self.result = self._loop.create_future()
 
     def deliver(self, value: Any) -> None:
         """Model thread: hand out a value."""
@@ -151,6 +151,7 @@ class ModelLoop:
         self._stopping = False
         self._closed = False
         self._closing = threading.Lock()  # no job is put behind the last command
+        self._doubtful = False  # something went wrong that nobody foresaw: the device may be lost
         self.failure: Future[None] = Future()
         """Done once the thread has failed."""
         self.rounds = 0
@@ -187,7 +188,7 @@ class ModelLoop:
         finally:
             if not job.result.done():
                 await asyncio.shield(self.give_up(job))
-            del job  # an error holds this frame, and the job holds the error
+            job.forget_result()
 
     def submit(self, work: Work[T], abort: CallAbort, most_ahead: int = READ_AHEAD) -> Job[T]:
         """Begin `work`. Whoever does so sees it to its end, or gives it up. Raises UnavailableError once closed."""
@@ -223,7 +224,9 @@ class ModelLoop:
                 while not self._stopping:
                     self._obey()
                     self._fill_slots()
-                    if not self._round() and not self._stopping:
+                    worked = self._round()
+                    self._check_device()
+                    if not worked and not self._stopping:
                         self._commands.get()()
             except BaseException:
                 # of a device, say: whatever is left cannot be trusted
@@ -248,6 +251,12 @@ class ModelLoop:
         turns = self._turns()
         self.rounds += bool(steps or turns)
         return bool(steps or turns)
+
+    def _check_device(self) -> None:
+        """After an error that may be one of the device: raises again when the device is lost, as all else would."""
+        if self._doubtful and self._machine is not None:
+            self._machine.synchronize()
+        self._doubtful = False
 
     def _turns(self) -> int:
         """Let others have their turns until those who talk have waited long enough; returns how many had one."""
@@ -324,9 +333,11 @@ class ModelLoop:
         """End `job` if it was asked to; whether it was."""
         if job.abort.is_set:
             self._end(job, CallAbortedError("the call was cancelled"))
-        return job.abort.is_set
+            return True
+        return False
 
     def _end(self, job: Job[Any], error: BaseException) -> None:
+        self._doubtful |= not isinstance(error, TasteError)
         try:
             job.work.close()
         except BaseException as failure:

@@ -253,7 +253,7 @@ class Engine(Protocol):
         ...
 
     async def failed(self) -> None:
-        """Return once the engine can serve no more, as its device is lost, say; not before."""
+        """Return once the engine has failed, as its device is lost, say; neither before nor because it was drained."""
         ...
 
     async def drain(self, grace_s: float) -> None:

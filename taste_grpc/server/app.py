@@ -42,7 +42,7 @@ _LAST_WORDS_S = 1.0
 """Time for calls that the engine has ended to reach their callers, some of whom may not be reading."""
 
 _COLLECTED_AFTER = 10_000
-"""Objects made and not dropped, after which the collector looks at the youngest; 700 unless set."""
+"""Objects made and not dropped, after which the collector looks at the youngest; otherwise after some hundreds."""
 
 _SETTLE_S = 5.0
 """Time for calls that were cut to run through their `finally`."""
@@ -158,7 +158,7 @@ class TasteServer:
         self._gate.drain()
 
     async def failed(self) -> None:
-        """Return once the engine can serve no more; health says so by then. After `loaded`."""
+        """Return once the engine has failed; health says so by then. After `loaded`; cancelled by `stop`."""
         if self._watching is None:
             raise RuntimeError("the server has not loaded")
         await asyncio.shield(self._watching)
@@ -244,6 +244,8 @@ async def run_server(settings: Settings, make_engine: MakeEngine, *, lifeline_fd
         calm_collector()
         await _first_of(None, server.failed(), stop.wait())
         if not stop.is_set():
+            hurry.set()  # nothing that is under way can come to its end
+            await server.failed()
             raise UnavailableError("the engine failed; the log has the cause")
     finally:
         await server.stop(hurry)

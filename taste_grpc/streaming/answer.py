@@ -75,15 +75,22 @@ class NewWords:
     completion_reason: CompletionReason
     words: list[tuple[list[int], tuple[int, ...] | None]]
 
+    @property
+    def text_ids(self) -> list[int]:
+        """Of all words."""
+        return [text_id for text_ids, _ in self.words for text_id in text_ids]
+
+    def rows(self, vq_dim: int) -> list[tuple[int, ...]]:
+        """A row of codes for each of `text_ids`; of -1 where an id begins no word, or its codes are not known."""
+        empty = (-1,) * vq_dim
+        return [row for text_ids, codes in self.words for row in [codes or empty, *([empty] * (len(text_ids) - 1))]]
+
     def result(self, vq_dim: int) -> StreamingResult:
         """The same as tensors."""
         if not self.words:
             return StreamingResult(self.is_complete, self.completion_reason, None)
-        empty = (-1,) * vq_dim
-        ids = [text_id for text_ids, _ in self.words for text_id in text_ids]
-        rows = [row for text_ids, codes in self.words for row in [codes or empty, *([empty] * (len(text_ids) - 1))]]
-        segment = TASTESegment("assistant", "audio", torch.tensor([ids]), torch.tensor([rows]))
-        return StreamingResult(self.is_complete, self.completion_reason, segment)
+        ids, rows = torch.tensor([self.text_ids]), torch.tensor([self.rows(vq_dim)])
+        return StreamingResult(self.is_complete, self.completion_reason, TASTESegment("assistant", "audio", ids, rows))
 
 
 @dataclass
@@ -156,7 +163,7 @@ class Answer:
         return self._prompt.length
 
     def work(self, *, tell_when_read: bool = False) -> Work[None]:
-        """Generate the answer; emits `NewWords` whenever there are some, the complete ones last.
+        """Generate the answer; emits `NewWords` as the options want them, the complete ones last.
 
         With `tell_when_read`, the first thing it emits is None, when the prompt has been read.
         """

@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Self
 
 from taste_grpc.errors import CallAbortedError
+from taste_grpc.model.abort import AbortCheck
 from taste_grpc.model.processor import TasteProcessor
 from taste_grpc.model.taste import TasteForCausalLM
 from taste_grpc.streaming.answer import Answer, GenerateOptions, ShouldEmitSegment
@@ -72,6 +73,12 @@ class ResultIterator(Iterator[StreamingResult]):
             self._closed.set()
         else:
             self.close()
+
+
+def _results(model: TasteForCausalLM, answer: Answer, abort: AbortCheck) -> Iterator[StreamingResult]:
+    with closing(emitted(model, answer.work(), abort)) as pieces:
+        for new in pieces:
+            yield new.result(model.vq_dim)
 
 
 def _run(
@@ -167,5 +174,4 @@ def streaming_generate(
             raise CallAbortedError("the generation was closed")
 
     answer = Answer(model, processor, input_segments, options, abort)
-    results = (new.result(model.vq_dim) for new in emitted(model, answer.work(), abort))
-    return ResultIterator(results, closed)
+    return ResultIterator(_results(model, answer, abort), closed)

@@ -10,13 +10,13 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from taste.v1 import taste_pb2
+from taste.v1 import taste_pb2, taste_pb2_grpc
 from taste_grpc.errors import CheckpointError, SettingsError, UnavailableError
 from taste_grpc.server import TASTE_SERVICE, TasteServer, run_server
 from taste_grpc.settings import load_settings
 from tests.support import messages
 from tests.support.details import read_failure
-from tests.support.live_server import Live, live_server
+from tests.support.live_server import Live, live_server, until
 from tests.support.recording_engine import RecordingEngine
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -104,14 +104,27 @@ async def test_a_server_whose_engine_fails_says_so_and_takes_no_more_calls():
         assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
 
 
-async def test_the_process_ends_when_its_engine_fails():
+async def test_the_process_ends_when_its_engine_fails_and_waits_for_no_call(tmp_path):
     engine = RecordingEngine()
-    engine.broken.set()
-    thresholds = gc.get_threshold()
+    engine.held.clear()
+    port_file, thresholds = tmp_path / "port", gc.get_threshold()
+    settings = load_settings({"port": 0, "port_file": port_file, "drain_grace_s": 600})
+    running = asyncio.create_task(run_server(settings, lambda: engine))
     try:
-        with pytest.raises(UnavailableError, match="the engine failed"):
-            await run_server(load_settings({"port": 0}), lambda: engine)
+        await until(port_file.exists)
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port_file.read_text().strip()}") as channel:
+            stub = taste_pb2_grpc.TasteServiceStub(channel)
+            call = stub.Generate(messages.generate_request(), wait_for_ready=True)
+            reading = asyncio.ensure_future(call.read())
+            await until(lambda: engine.events["generate"] > 0)
+            engine.broken.set()
+            with pytest.raises(UnavailableError, match="the engine failed"):
+                async with asyncio.timeout(60):
+                    await running
+            with pytest.raises((grpc.aio.AioRpcError, asyncio.CancelledError)):
+                await reading
     finally:
+        running.cancel()
         gc.unfreeze()
         gc.set_threshold(*thresholds)
     assert engine.events["drain"] == 1

@@ -167,7 +167,8 @@ def test_calls_bring_as_many_ids_as_were_asked_for(
         several.check(IDS + 1)
     names = {"speedup_16", "gemm_gain_16", "speedup_16_over_gemm", "bandwidth_fraction", "p95_ratio_16"}
     assert names <= found.keys()
-    assert all(math.isfinite(found[name]) for name in names)
+    assert min(found["gemm_gain_16"], found["bandwidth_fraction"]) > 0
+    assert all(math.isfinite(found[name]) for name in names), "of the others it depends on the machine"
 
 
 @pytest.mark.slow

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
+import weakref
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
@@ -12,7 +14,7 @@ import pytest
 import pytest_asyncio
 
 from taste_grpc.engine.call_abort import CallAbort
-from taste_grpc.engine.model_loop import READ_AHEAD, ModelLoop
+from taste_grpc.engine.model_loop import READ_AHEAD, Job, ModelLoop
 from taste_grpc.errors import CallAbortedError, UnavailableError
 from taste_grpc.streaming.work import Emit, Slot, TextSlot, TextStep, Turn, UnitSlot, UnitStep, Work
 
@@ -143,6 +145,12 @@ async def test_what_talks_together_steps_together(loop: ModelLoop, machine: Coun
     assert machine.free == 2
 
 
+async def values(job: Job[Any]) -> AsyncIterator[Any]:
+    while batch := await job.take():
+        for value in batch:
+            yield value
+
+
 def hold(gate: threading.Event) -> Work[None]:
     assert gate.wait(10)
     yield Turn()
@@ -150,19 +158,19 @@ def hold(gate: threading.Event) -> Work[None]:
 
 async def test_values_come_in_order_and_then_the_result(loop: ModelLoop) -> None:
     async with loop.emitting(talk(50), CallAbort()) as job:
-        assert [value async for value in job.values()] == list(range(1, 51))
+        assert [value async for value in values(job)] == list(range(1, 51))
         assert await job.result == 50
 
 
 async def test_a_reader_that_stops_stops_its_job_and_nobody_else(loop: ModelLoop, machine: CountingMachine) -> None:
     async with loop.emitting(talk(1000), CallAbort()) as slow:
-        values = slow.values()
-        assert await anext(values) == 1
+        given = values(slow)
+        assert await anext(given) == 1
         assert await loop.do(talk(40, emit=False), CallAbort()) >= 40
         steps = len(machine.together)
         await loop.run(lambda: None)  # a round has passed, and nothing moved
         assert len(machine.together) == steps
-        seen = [await anext(values) for _ in range(READ_AHEAD + 3)]
+        seen = [await anext(given) for _ in range(READ_AHEAD + 3)]
         assert seen == sorted(seen)
     assert machine.free == 2
 
@@ -178,13 +186,58 @@ async def test_a_job_is_never_further_ahead_than_it_may(loop: ModelLoop, most_ah
 
     async with loop.emitting(count(), CallAbort(), most_ahead) as job:
         taken = 0
-        async for value in job.values():
+        async for value in values(job):
             assert value == taken
             taken += 1
             if taken % 7 == 0:
                 await loop.run(lambda: None)  # time for more
             assert len(made) <= taken + most_ahead
     assert taken == len(made) == 100
+
+
+async def test_values_that_are_there_are_taken_together_and_make_room_when_more_are_asked_for(loop: ModelLoop) -> None:
+    made: list[int] = []
+
+    def count() -> Work[None]:
+        for number in range(40):
+            made.append(number)
+            yield Emit(number)
+
+    async with loop.emitting(count(), CallAbort(), 16) as job:
+        returned = lent = 0
+        for _ in range(5):
+            await loop.run(lambda: None)  # time for as many as may be ahead
+            assert len(made) == min(40, returned + 16), "what was taken counts when more is asked for"
+            batch = await job.take()
+            returned, lent = returned + lent, len(batch)
+            assert batch == list(range(returned, returned + 8))
+        assert await job.take() == []
+
+
+async def test_what_failed_is_freed_without_the_garbage_collector(loop: ModelLoop) -> None:
+    class Kept:
+        pass
+
+    def failing(kept: Kept) -> Work[None]:
+        yield Emit(1)
+        raise CallAbortedError("given up")
+
+    async def read(kept: Kept) -> None:
+        async with loop.emitting(failing(kept), CallAbort()) as job:
+            while await job.take():
+                pass
+
+    kept = Kept()
+    held = weakref.ref(kept)
+    gc.disable()
+    try:
+        with pytest.raises(CallAbortedError):
+            await read(kept)
+        del kept
+        await loop.run(lambda: None)
+        assert held() is None
+    finally:
+        gc.enable()
 
 
 async def test_a_reader_gets_each_value_when_it_comes(loop: ModelLoop) -> None:
@@ -199,11 +252,11 @@ async def test_a_reader_gets_each_value_when_it_comes(loop: ModelLoop) -> None:
             yield Turn()
 
     async with loop.emitting(on_demand(), CallAbort(), 16) as job:
-        values = job.values()
+        given = values(job)
         for number in range(20):
             asked.set()
-            assert await anext(values) == number
-        assert [value async for value in values] == []
+            assert await anext(given) == number
+        assert [value async for value in given] == []
 
 
 async def test_who_waits_for_a_slot_gets_it_when_one_is_free(loop: ModelLoop, machine: CountingMachine) -> None:
@@ -261,6 +314,29 @@ async def test_a_step_that_fails_fails_those_who_took_part(loop: ModelLoop, mach
     machine.text_steps = working  # type: ignore[method-assign]
     assert await loop.do(talk(3, emit=False), CallAbort()) == 3
     assert machine.free == 2
+
+
+async def test_a_step_that_fails_because_the_device_is_lost_ends_all(
+    loop: ModelLoop, machine: CountingMachine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def lost() -> None:
+        raise RuntimeError("the device is lost")
+
+    def fail(wants: Sequence[TextStep]) -> list[int]:
+        monkeypatch.setattr(machine, "synchronize", lost)
+        return lost()  # type: ignore[return-value]
+
+    other = loop.submit(endless([]), CallAbort())
+    monkeypatch.setattr(machine, "text_steps", fail)
+    with pytest.raises(RuntimeError, match="the device is lost"):
+        await loop.do(talk(3), CallAbort())
+    with pytest.raises(UnavailableError):
+        await asyncio.wait_for(other.result, 10)
+    await asyncio.wait_for(asyncio.wrap_future(loop.failure), 10)
+    with pytest.raises(UnavailableError):
+        await loop.run(lambda: None)
+    assert machine.free == 2
+    assert "the model thread failed" in caplog.text
 
 
 async def test_closing_ends_what_is_under_way_and_refuses_what_comes() -> None:
