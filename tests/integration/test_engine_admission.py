@@ -114,7 +114,7 @@ async def test_one_who_waited_gets_the_same_answer_and_is_told_how_long(engine: 
         waited_ms = 1000 * (time.monotonic() - begun)
     (*_, result) = await waiting
     assert engine.stats().waiting_calls == 0
-    assert result.text_ids.tolist() == alone.text_ids.tolist()
+    assert result.text_ids == alone.text_ids
     assert result.timing_ms["queued"] >= waited_ms
 
 

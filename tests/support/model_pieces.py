@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
 from typing import Any
 
 from torch import nn
 
 from taste_grpc.engine import LocalEngine
-from taste_grpc.engine.model_thread import CallAbort
+from taste_grpc.engine.call_abort import CallAbort
 
 _HOLD_S = 20.0
 _STEPPED = ("llm layer", "unit layer")
@@ -67,7 +68,9 @@ class ModelPieces:
         if self.begun.total() == self._at:
             self._loop.call_soon_threadsafe(self.reached.set)
             if self._holds and call is not None:
-                call._wanted.wait(_HOLD_S)
+                until = time.monotonic() + _HOLD_S
+                while not call.is_set and time.monotonic() < until:
+                    time.sleep(0.001)
 
 
 def _pieces(engine: LocalEngine) -> list[tuple[str, nn.Module]]:
