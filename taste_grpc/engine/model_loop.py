@@ -187,7 +187,7 @@ class ModelLoop:
             yield job
         finally:
             if not job.result.done():
-                await asyncio.shield(self.give_up(job))
+                await self.give_up(job)
             job.forget_result()
 
     def submit(self, work: Work[T], abort: CallAbort, most_ahead: int = READ_AHEAD) -> Job[T]:
@@ -201,10 +201,17 @@ class ModelLoop:
         raise UnavailableError("the engine has stopped")
 
     async def give_up(self, job: Job[Any]) -> None:
-        """End `job` at its next check; returns when it holds nothing any more."""
+        """End `job` at its next check; returns when it holds nothing any more, even if it is cancelled meanwhile."""
         job.abort.set()
         self._commands.put(lambda: self._close(job))
-        await asyncio.wait([job.result])
+        cancelled: asyncio.CancelledError | None = None
+        while not job.result.done():
+            try:
+                await asyncio.wait([job.result])
+            except asyncio.CancelledError as error:
+                cancelled = error
+        if cancelled is not None:
+            raise cancelled
 
     def close(self) -> None:
         """Let the jobs that are under way fail with UnavailableError, and end the thread. Blocks."""

@@ -280,6 +280,40 @@ async def test_giving_up_frees_what_is_held_before_it_returns(loop: ModelLoop, m
         await job.result
 
 
+async def test_a_cancel_does_not_cut_short_a_giving_up(loop: ModelLoop, machine: CountingMachine) -> None:
+    gate, holding = threading.Event(), threading.Event()
+
+    def hold_the_thread() -> Work[None]:
+        yield Turn()
+        holding.set()
+        gate.wait(10)
+
+    async def fail_while_talking() -> None:
+        async with loop.emitting(talk(10_000), CallAbort()) as job:
+            await job.take()
+            other = loop.submit(hold_the_thread(), CallAbort())
+            await asyncio.to_thread(holding.wait, 10)
+            try:
+                raise ValueError("the reader has gone")
+            finally:
+                others.append(other)
+
+    others: list[Job[None]] = []
+    reader = asyncio.create_task(fail_while_talking())
+    while not others:
+        await asyncio.sleep(0)
+    for _ in range(3):
+        reader.cancel()
+        await asyncio.sleep(0)
+    assert not reader.done()
+    assert machine.free == 1
+    gate.set()
+    with pytest.raises(asyncio.CancelledError):
+        await reader
+    assert machine.free == 2
+    await others[0].result
+
+
 async def test_a_cancelled_wait_leaves_nothing_running(loop: ModelLoop, machine: CountingMachine) -> None:
     turns: list[int] = []
     task = asyncio.create_task(loop.do(endless(turns), CallAbort()))
