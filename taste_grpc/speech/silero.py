@@ -47,6 +47,9 @@ class SileroDetector:
     def __init__(self, threshold: float = 0.5) -> None:
         self._network = _session()
         self._threshold = threshold
+        self._state: Float32Array
+        self._context: Float32Array
+        self._speaks: bool
         self.reset()
 
     @property
