@@ -14,6 +14,8 @@
     ├── UnauthenticatedError                no credentials, or unknown ones
     ├── MethodNotOfferedError               the method is declared, and not offered
     ├── IdleError                           the caller's next message did not come in time
+    ├── LanguageModelError                  a language model failed or cannot be reached
+    ├── SpeechError                         a recogniser or a voice failed
     └── CallAbortedError                    the call was cancelled or its deadline passed
 
 Every leaf knows the canonical gRPC code it becomes (`grpc_code`, the name of a
@@ -135,6 +137,14 @@ class IdleError(TasteError):
 
     grpc_code = "DEADLINE_EXCEEDED"
     reason = "ERROR_REASON_IDLE"
+
+
+class LanguageModelError(TasteError):
+    """A language model failed, or the endpoint that serves it did or cannot be reached."""
+
+
+class SpeechError(TasteError):
+    """A recogniser or a voice failed on what it was given."""
 
 
 class CallAbortedError(TasteError):
