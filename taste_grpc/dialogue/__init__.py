@@ -1,20 +1,36 @@
-"""Conversations by voice: turns, phrases, and what was heard. Pure of gRPC and WebSocket."""
+"""Conversations by voice: turns, answers, what is remembered. Pure of gRPC and WebSocket."""
 
-from taste_grpc.dialogue.phases import TRANSITIONS, IllegalTransitionError, Phase, TurnPhases
-from taste_grpc.dialogue.phrase_cutter import PhraseCutter
-from taste_grpc.dialogue.playback import Heard, Playback
-from taste_grpc.dialogue.turn_taking import SpeechBegan, SpeechEnded, TurnTaking, TurnTakingSettings
+from taste_grpc.dialogue.answer import Answerer, AnswerError, AnswerSink, Question
+from taste_grpc.dialogue.cascade import Cascade, CascadeSettings
+from taste_grpc.dialogue.conversation import Conversation, ConversationParts, Manner
+from taste_grpc.dialogue.conversations import ConversationRefusedError, Conversations
+from taste_grpc.dialogue.language_model import LanguageModel, Message, Sampling
+from taste_grpc.dialogue.metrics import DialogueMetrics
+from taste_grpc.dialogue.phases import TRANSITIONS, IllegalTransitionError, Phase
+from taste_grpc.dialogue.resume import ResumeStore
+from taste_grpc.dialogue.session import Session
+from taste_grpc.dialogue.settings import DialogueSettings
 
 __all__ = [
     "TRANSITIONS",
-    "Heard",
+    "AnswerError",
+    "AnswerSink",
+    "Answerer",
+    "Cascade",
+    "CascadeSettings",
+    "Conversation",
+    "ConversationParts",
+    "ConversationRefusedError",
+    "Conversations",
+    "DialogueMetrics",
+    "DialogueSettings",
     "IllegalTransitionError",
+    "LanguageModel",
+    "Manner",
+    "Message",
     "Phase",
-    "PhraseCutter",
-    "Playback",
-    "SpeechBegan",
-    "SpeechEnded",
-    "TurnPhases",
-    "TurnTaking",
-    "TurnTakingSettings",
+    "Question",
+    "ResumeStore",
+    "Sampling",
+    "Session",
 ]

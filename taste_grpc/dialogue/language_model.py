@@ -38,7 +38,10 @@ class Sampling:
 
 
 class LanguageModel(Protocol):
-    """Chat messages to an answer that comes token by token. Used from the event loop; several answers may be under way."""
+    """Chat messages to an answer that comes token by token.
+
+    Used from the event loop; several answers may be under way.
+    """
 
     @property
     def name(self) -> str:

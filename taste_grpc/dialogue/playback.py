@@ -56,6 +56,22 @@ class Playback:
         """Length of the audio that was sent and not played."""
         return self._sent_ms - self._played_ms()
 
+    @property
+    def is_acked(self) -> bool:
+        """Whether the client says what was played."""
+        return self._acked_ms is not None
+
+    def left_s(self, grace_s: float) -> float:
+        """Time until all that was sent has been played, by the estimate; 0 when it has.
+
+        A client that acknowledges is believed for `grace_s` longer.
+        """
+        if self._acked_ms is None:
+            return max(0.0, self._plays_until_s - self._clock())
+        if self._acked_ms >= int(self._sent_ms):
+            return 0.0
+        return max(0.0, self._plays_until_s + grace_s - self._clock())
+
     def sent(self, phrase_index: int, text: str, duration_ms: float) -> None:
         """Audio of a phrase is on its way; of several chunks of one phrase each adds to it. Phrases come in order."""
         if phrase_index == len(self._phrases):

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+_PAUSE_MS = 300
+"""Silence after which speech counts again that belonged to a turn somebody else has ended."""
+
 
 @dataclass(frozen=True)
 class TurnTakingSettings:
@@ -56,6 +59,17 @@ class TurnTaking:
         self._run_began_ms: float | None = None
         self._voiced_ms = 0.0
         self._last_voiced_ms = 0.0
+        self._needs_silence = False
+
+    @property
+    def run_began_ms(self) -> float | None:
+        """Where the speech under way began; None in silence."""
+        return self._run_began_ms
+
+    @property
+    def last_voiced_ms(self) -> float:
+        """Where the last frame with speech in it ended."""
+        return self._last_voiced_ms
 
     @property
     def voiced_ms(self) -> float:
@@ -69,17 +83,27 @@ class TurnTaking:
             return self._voice(began, frame_ms)
         return self._silence()
 
-    def end(self) -> None:
-        """Forget the speech under way: somebody else has ended the turn."""
+    def begin(self) -> None:
+        """Take the speech under way for the beginning of a turn, however short it is so far."""
+        self.speaking = True
+
+    def end(self, *, until_silence: bool = False) -> None:
+        """Forget the speech under way: somebody else has ended the turn.
+
+        With `until_silence` what is still being said belongs to that turn: nothing counts until there was a pause.
+        """
+        self._needs_silence = until_silence
         self.speaking = False
         self._run_began_ms = None
         self._voiced_ms = 0.0
 
     def _voice(self, began_ms: float, frame_ms: float) -> SpeechBegan | None:
+        self._last_voiced_ms = self.now_ms
+        if self._needs_silence:
+            return None
         if self._run_began_ms is None:
             self._run_began_ms, self._voiced_ms = began_ms, 0.0
         self._voiced_ms += frame_ms
-        self._last_voiced_ms = self.now_ms
         if self.speaking or self._voiced_ms < self.settings.onset_ms:
             return None
         self.speaking = True
@@ -88,7 +112,7 @@ class TurnTaking:
     def _silence(self) -> SpeechEnded | None:
         silent_ms = self.now_ms - self._last_voiced_ms
         if not self.speaking:
-            if silent_ms > self.settings.gap_ms:
+            if silent_ms > (_PAUSE_MS if self._needs_silence else self.settings.gap_ms):
                 self.end()
             return None
         if silent_ms < self.settings.silence_ms:

@@ -4,6 +4,7 @@ from taste_grpc.speech.detector import DETECTOR_SAMPLE_RATE_HZ, SpeechDetector, 
 from taste_grpc.speech.moonshine import MoonshineRecogniser, sample_recordings
 from taste_grpc.speech.recogniser import RECOGNISER_SAMPLE_RATE_HZ, Recogniser
 from taste_grpc.speech.silero import SileroDetector
+from taste_grpc.speech.voice import Voice
 from taste_grpc.speech.webrtc import WebRtcDetector
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "SileroDetector",
     "SpeechDetector",
     "SpeechFrames",
+    "Voice",
     "WebRtcDetector",
     "default_recogniser",
     "sample_recordings",

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taste_grpc.dialogue import PhraseCutter
+from taste_grpc.dialogue.phrase_cutter import PhraseCutter
 
 
 @dataclass

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from taste_grpc.dialogue import Heard, Playback
+from taste_grpc.dialogue.playback import Heard, Playback
 
 
 @dataclass

@@ -9,7 +9,7 @@ import pytest
 import soundfile
 
 from taste_grpc.audio.waveform import Float32Array
-from taste_grpc.dialogue import SpeechBegan, SpeechEnded, TurnTaking
+from taste_grpc.dialogue.turn_taking import SpeechBegan, SpeechEnded, TurnTaking
 from taste_grpc.errors import InvalidInputError
 from taste_grpc.speech import SileroDetector, SpeechDetector, SpeechFrames, WebRtcDetector, sample_recordings
 

@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 
-from taste_grpc.dialogue import IllegalTransitionError, Phase, TurnPhases
+from taste_grpc.dialogue.phases import IllegalTransitionError, Phase, TurnPhases
 
 SPOKEN = (Phase.CAPTURING, Phase.THINKING, Phase.RESPONDING, Phase.COMPLETE, Phase.IDLE)
 ROADS = {

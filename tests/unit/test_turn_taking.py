@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from taste_grpc.dialogue import SpeechBegan, SpeechEnded, TurnTaking, TurnTakingSettings
+from taste_grpc.dialogue.turn_taking import SpeechBegan, SpeechEnded, TurnTaking, TurnTakingSettings
 
 FRAME_MS = 32.0
 

@@ -1,0 +1,162 @@
+"""The answer of one turn on its way to the client: text at once, audio as it may be sent."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import numpy as np
+
+from taste_grpc.audio import StreamResampler
+from taste_grpc.audio.waveform import Float32Array
+from taste_grpc.dialogue.events import ErrorCode, SpeechChunk, VoiceChoice
+from taste_grpc.dialogue.outbox import Outbox
+from taste_grpc.dialogue.playback import Playback
+
+CHUNK_MS = 240
+"""Audio is sent in chunks of this length at most."""
+LEAST_CREDIT_MS = 20
+"""A credit below this one stops the audio until there is more."""
+_LEAST_WAIT_S = 0.005
+
+
+class Delivery:
+    """The sink of one answer. To be used on one event loop.
+
+    Audio is sent as it comes, unless the client has granted a credit: then no more than that is sent and not played.
+
+    Args:
+        turn: whose answer it is.
+        voice: rate and encoding the client wants.
+        outbox: where events go.
+        on_token: called with each piece of text, before anything else of it is done.
+        on_audio: called before each chunk goes out.
+        on_trouble: called with what failed, or what is worth knowing when the code is None.
+        credit_ms: of the client; None when it has granted none.
+        clock: seconds.
+    """
+
+    def __init__(
+        self,
+        turn: int,
+        voice: VoiceChoice,
+        outbox: Outbox,
+        *,
+        on_token: Callable[[str], None],
+        on_audio: Callable[[], None],
+        on_trouble: Callable[[ErrorCode | None, str], None],
+        credit_ms: int | None,
+        clock: Callable[[], float],
+    ) -> None:
+        self.playback = Playback(clock)
+        self.chunks = 0
+        self._turn, self._rate_hz, self._outbox = turn, voice.sample_rate_hz, outbox
+        self._on_token, self._on_audio, self._on_trouble = on_token, on_audio, on_trouble
+        self._credit_ms = credit_ms
+        self._changed = asyncio.Event()
+        self._patient = True
+        self._resampler: StreamResampler | None = None
+        self._sent_samples = 0
+        self._phrase: tuple[int, str] | None = None
+        self._told_phrase = -1
+
+    # --- for what answers -----------------------------------------------------------------------------------
+
+    async def token(self, text: str) -> None:
+        """More text; waits while the client is behind."""
+        self._on_token(text)
+        await self._outbox.room()
+
+    async def audio(self, phrase_index: int, phrase: str, samples: Float32Array, sample_rate_hz: int) -> None:
+        """More audio of a phrase; waits until it may be sent."""
+        if self._resampler is None:
+            self._resampler = StreamResampler(sample_rate_hz, self._rate_hz)
+        self._phrase = (phrase_index, phrase)
+        await self._send(await asyncio.to_thread(self._resampler.push, samples))
+
+    def phrase_failed(self, phrase: str, why: str) -> None:
+        """A phrase is left out."""
+        self._on_trouble(ErrorCode.TTS_FAIL, f"a phrase of {len(phrase)} characters was left out: {why}")
+
+    def notice(self, message: str) -> None:
+        """Something worth knowing."""
+        self._on_trouble(None, message)
+
+    # --- for the session ------------------------------------------------------------------------------------
+
+    def acked(self, played_ms: int) -> None:
+        """The client has played so much."""
+        self.playback.acked(played_ms)
+        self._changed.set()
+
+    def grant(self, credit_ms: int) -> None:
+        """The client takes so much unplayed audio."""
+        self._credit_ms = credit_ms
+        self._changed.set()
+
+    async def flush(self) -> None:
+        """Send what the resampler still holds."""
+        if self._resampler is not None:
+            await self._send(self._resampler.finish())
+
+    def wait_no_longer(self) -> None:
+        """Nobody will interrupt the answer any more: `played` returns."""
+        self._patient = False
+        self._changed.set()
+
+    async def played(self, grace_s: float) -> None:
+        """Return when all that was sent has been played.
+
+        A client that acknowledges is waited for, but no longer than `grace_s` beyond the time that playing takes.
+        """
+        while self._patient and (left_s := self.playback.left_s(grace_s)) > 0:
+            self._changed.clear()
+            await _wait(self._changed, left_s)
+
+    async def _send(self, samples: Float32Array) -> None:
+        while len(samples):
+            await self._outbox.room()
+            count = await self._allowed(len(samples))
+            self._put(samples[:count])
+            samples = samples[count:]
+
+    async def _allowed(self, samples: int) -> int:
+        """Wait until some of so many samples may be sent; returns how many."""
+        chunk_ms = min(CHUNK_MS, 1000 * samples / self._rate_hz)
+        while self._credit_ms is not None:
+            chunk_ms = min(CHUNK_MS, self._credit_ms, 1000 * samples / self._rate_hz)
+            missing_ms = self.playback.unplayed_ms + chunk_ms - self._credit_ms
+            if missing_ms <= 0 and self._credit_ms >= LEAST_CREDIT_MS:
+                break
+            self._changed.clear()
+            # Time itself makes room, unless the client says what was played.
+            waits_for_client = self.playback.is_acked or missing_ms <= 0
+            await _wait(self._changed, None if waits_for_client else max(_LEAST_WAIT_S, missing_ms / 1000))
+        return max(1, round(chunk_ms * self._rate_hz / 1000))
+
+    def _put(self, samples: Float32Array) -> None:
+        assert self._phrase is not None, "audio comes with its phrase"
+        index, text = self._phrase
+        self._on_audio()
+        is_new, self._told_phrase = index != self._told_phrase, index
+        chunk = SpeechChunk(
+            turn=self._turn,
+            seq=self.chunks,
+            samples=np.clip(samples, -1.0, 1.0),
+            sample_rate_hz=self._rate_hz,
+            first_sample=self._sent_samples,
+            phrase_index=index,
+            phrase_text=text if is_new else None,
+        )
+        self.chunks += 1
+        self._sent_samples += len(samples)
+        self.playback.sent(index, text, chunk.duration_ms)
+        self._outbox.put(chunk)
+
+
+async def _wait(event: asyncio.Event, timeout_s: float | None) -> None:
+    try:
+        async with asyncio.timeout(timeout_s):
+            await event.wait()
+    except TimeoutError:
+        pass
