@@ -1,7 +1,7 @@
 """The settings of a server: one immutable tree, read once at start-up.
 
 A value comes from the first of these that has it: command-line flags, environment
-variables (`TASTE_PORT`, `TASTE_LIMITS__MAX_AUDIO_MS`), a TOML file (`port = ...`,
+variables (`TASTE_PORT`, `TASTE_LIMITS__MAX_AUDIO_MS`, `STREAM_VAD_SILENCE_MS`), a TOML file (`port = ...`,
 `[limits]`), the defaults below.
 """
 
@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 
 import tomlkit
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 from pydantic_settings import SettingsError as PydanticSettingsError
 from tomlkit import TOMLDocument
@@ -33,6 +34,7 @@ MIN_TOKEN_CHARS = 16
 """Shorter bearer tokens can be guessed; 32 random bytes in hexadecimal are 64."""
 
 _PREFIX = "TASTE_"
+_STREAM_PREFIX = "STREAM_"
 _NESTED = "__"
 _TOKEN = re.compile(r"[\x21-\x7e]*")
 _TOKEN_NAME = re.compile(r"[A-Za-z0-9._@:/+-]{1,64}")
@@ -131,6 +133,75 @@ class AdmissionSettings(BaseModel):
     detokenize: MethodAdmission = MethodAdmission()
 
 
+DEFAULT_SYSTEM_PROMPT = (
+    "You are a friendly voice assistant. Your answers are spoken aloud: use one to three short sentences of plain "
+    "words, without lists, headings or emoji."
+)
+
+
+class StreamSettings(BaseModel):
+    """Live conversations. Each may also be given as an environment variable of its own, `STREAM_VAD_SILENCE_MS`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    vad_silence_ms: Annotated[int, Field(ge=300, le=2_000)] = 700
+    """Silence that ends a turn."""
+    partial_interval_ms: Annotated[int, Field(ge=250, le=3_000)] = 1_000
+    """Time between partial transcripts."""
+    max_utterance_ms: Annotated[int, Field(ge=1_000, le=120_000)] = 30_000
+    """The longest turn."""
+    max_utterance_bytes: Annotated[int, Field(ge=65_536, le=1 << 30)] = 16 << 20
+    """The most microphone audio of one turn, in bytes as they come."""
+    barge_in_ms: Annotated[int, Field(ge=32, le=5_000)] = 240
+    """Speech that interrupts an answer; a shorter noise does not."""
+    max_new_tokens: Annotated[int, Field(ge=1, le=4_096)] = 160
+    """The longest answer."""
+    max_pending_phrases: Annotated[int, Field(ge=1, le=1_000)] = 5
+    """Phrases that wait for the voice; with more, the language model is not read further."""
+    asr_timeout_s: Annotated[float, Field(gt=0, le=3_600, allow_inf_nan=False)] = 15.0
+    """For the final transcript of a turn."""
+    llm_timeout_s: Annotated[float, Field(gt=0, le=3_600, allow_inf_nan=False)] = 30.0
+    """For all of an answer's text, without the time in which the language model waits for the voice."""
+    llm_first_token_timeout_s: Annotated[float, Field(gt=0, le=3_600, allow_inf_nan=False)] | None = None
+    """For the first token of an answer; half of `llm_timeout_s` when unset."""
+    tts_timeout_s: Annotated[float, Field(gt=0, le=3_600, allow_inf_nan=False)] = 10.0
+    """For one phrase."""
+    log_latency: bool = True
+    """A JSON line on stdout for each turn, error and notice."""
+
+    system_prompt: Annotated[str, Field(max_length=8_192)] = DEFAULT_SYSTEM_PROMPT
+    """Instructions to the language model."""
+    max_sessions: Annotated[int, Field(ge=1, le=65_536)] = 16
+    """Conversations that may be open at a time."""
+    resume_dir: Path | None = None
+    """Where conversations are kept that have to go on in another server; shared by those servers. None takes one in the
+    user's cache."""
+    resume_lifetime_s: Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)] = 600.0
+    """How long they are kept."""
+
+    detector: Literal["silero", "webrtc"] = "silero"
+    """Tells speech from other sound."""
+    recogniser: Literal["moonshine", "whisper"] = "moonshine"
+    """Speech to text."""
+    recognisers: Annotated[int, Field(ge=1, le=64)] = 2
+    """Transcripts that are made at a time."""
+    model_whisper: Annotated[str, Field(min_length=1)] = "small-int8"
+    """Whisper model: its size and number format, or a directory. Only for the recogniser `whisper`."""
+    language_model: Literal["auto", "embedded", "openai", "taste"] = "auto"
+    """`auto` takes an OpenAI-compatible endpoint when OPENAI_BASE_URL or OPENAI_API_KEY is set, else `embedded`."""
+    openai_model: Annotated[str, Field(min_length=1)] = "gpt-4o-mini"
+    """Name of the model behind that endpoint."""
+    temperature: Annotated[float, Field(ge=0, le=2)] = 0.7
+    top_p: Annotated[float, Field(gt=0, le=1)] = 0.9
+    voice: Literal["auto", "piper", "espeak"] = "auto"
+    """`auto` takes the neural voice where it is installed."""
+
+    @property
+    def first_token_timeout_s(self) -> float:
+        """The limit that counts."""
+        return self.llm_timeout_s / 2 if self.llm_first_token_timeout_s is None else self.llm_first_token_timeout_s
+
+
 class TlsSettings(BaseModel):
     """Transport security, from PEM files that are read again when they change."""
 
@@ -200,6 +271,24 @@ class Settings(BaseSettings):
     limits: LimitSettings = LimitSettings()
     admission: AdmissionSettings = AdmissionSettings()
 
+    dialogue: bool = True
+    """Whether conversations are offered: DialogueService."""
+    stream: StreamSettings = StreamSettings()
+    metrics_port: Annotated[int, Field(ge=0, le=65_535)] | None = None
+    """Port for Prometheus, at `host`; 0 takes any free one. None: no metrics."""
+
+
+class _StreamVariables(PydanticBaseSettingsSource):
+    """`STREAM_VAD_SILENCE_MS` and the like; what is none of the settings belongs to somebody else."""
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        return None, field_name, False
+
+    def __call__(self) -> dict[str, Any]:
+        given = {name: os.environ.get(_STREAM_PREFIX + name.upper()) for name in StreamSettings.model_fields}
+        named = {name: value for name, value in given.items() if value}
+        return {"stream": named} if named else {}
+
 
 def load_settings(flags: Mapping[str, Any] | None = None, config: Path | None = None) -> Settings:
     """Settings from flags, environment, file and defaults, in this order of precedence.
@@ -226,7 +315,8 @@ def load_settings(flags: Mapping[str, Any] | None = None, config: Path | None = 
             dotenv_settings: PydanticBaseSettingsSource,
             file_secret_settings: PydanticBaseSettingsSource,
         ) -> tuple[PydanticBaseSettingsSource, ...]:
-            return init_settings, env_settings, InitSettingsSource(settings_cls, init_kwargs=from_file)
+            streams = _StreamVariables(settings_cls)
+            return init_settings, streams, env_settings, InitSettingsSource(settings_cls, init_kwargs=from_file)
 
     try:
         return Sources(**given)
@@ -254,8 +344,11 @@ def _sentence(error: dict[str, Any], flags: Mapping[str, Any], path: Path | None
     location = [str(part) for part in error["loc"]]
     name = ".".join(location) or "settings"
     variable = _PREFIX + _NESTED.join(location).upper()
+    of_stream = _STREAM_PREFIX + location[-1].upper() if location[:1] == ["stream"] and len(location) == 2 else ""
     if location and location[0] in flags:
         origin = f"flag --{location[0].replace('_', '-')}" if len(location) == 1 else "command line"
+    elif of_stream and os.environ.get(of_stream):
+        origin = f"environment variable {of_stream}"
     elif location and any(key.upper() == variable for key in os.environ):
         origin = f"environment variable {variable}"
     else:

@@ -132,6 +132,10 @@ class Session:
         """The client has broken the protocol: it is told, and the conversation ends."""
         self._fail(ErrorCode.PROTOCOL_VIOLATION, message)
 
+    def give_up(self) -> None:
+        """End at once, without a word: nobody is there to hear it."""
+        self._end()
+
     def go_away(self, resume_token: str, grace_ms: int, token_lifetime_ms: int) -> None:
         """The server is about to stop: the client is told, and the conversation ends with its running turn."""
         self._outbox.put(GoingAway(resume_token, grace_ms, token_lifetime_ms))

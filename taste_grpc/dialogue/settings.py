@@ -5,11 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from taste_grpc.dialogue.events import Options
-
-DEFAULT_SYSTEM_PROMPT = (
-    "You are a friendly voice assistant. Your answers are spoken aloud: use one to three short sentences of plain "
-    "words, without lists, headings or emoji."
-)
+from taste_grpc.settings import DEFAULT_SYSTEM_PROMPT
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ class TimeBudget:
         return self._left_s
 
     async def spend(self, awaitable: Awaitable[T]) -> T:
-        """The result of `awaitable`, for which this budget pays. Cancels it and raises TimeoutError when all is spent."""
+        """The result of `awaitable`, paid for by this budget. Raises TimeoutError and cancels it when all is spent."""
         loop = asyncio.get_running_loop()
         begun = loop.time()
         try:
