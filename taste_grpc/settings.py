@@ -193,6 +193,9 @@ class StreamSettings(BaseModel):
     """Name of the model behind that endpoint."""
     temperature: Annotated[float, Field(ge=0, le=2)] = 0.7
     top_p: Annotated[float, Field(gt=0, le=1)] = 0.9
+    taste_reference: Path | None = None
+    """Recording of the person as whom a TASTE model answers, where the client names no voice; None takes one that ships
+    with the embedded recogniser. Only for the language model `taste`."""
     voice: Literal["auto", "piper", "espeak"] = "auto"
     """`auto` takes the neural voice where it is installed."""
 

@@ -15,6 +15,7 @@ from taste_grpc.cli.failure import usage_error
 
 if TYPE_CHECKING:
     from taste_grpc.engine import Engine
+    from taste_grpc.server.dialogue_service import Dialogue
     from taste_grpc.settings import Settings
 
 _MODEL, _NETWORK, _SECURITY, _ADMISSION, _SETTINGS = "Model", "Network", "Security", "Admission", "Settings"
@@ -188,7 +189,8 @@ def serve(
 
     configure_logging(settings.log_level, settings.log_format)
     lifeline_fd = sys.stdin.fileno() if source.lifeline else None
-    asyncio.run(run_server(settings, _engine_maker(settings), lifeline_fd=lifeline_fd))
+    make_dialogue = _dialogue_maker(settings) if settings.dialogue else None
+    asyncio.run(run_server(settings, _engine_maker(settings), make_dialogue, lifeline_fd=lifeline_fd))
 
 
 def _load(flags: Setting, source: SettingsFlags) -> Settings:
@@ -219,6 +221,15 @@ def _engine_maker(settings: Settings) -> Callable[[], Engine]:
         )
 
     return make_engine
+
+
+def _dialogue_maker(settings: Settings) -> Callable[[Engine], Dialogue]:
+    def make_dialogue(engine: Engine) -> Dialogue:
+        from taste_grpc.dialogue.local import LocalDialogue
+
+        return LocalDialogue(settings, engine)
+
+    return make_dialogue
 
 
 def _nested(names: list[str], value: Any) -> Setting:

@@ -113,6 +113,7 @@ class Conversations:
         """End all that are left."""
         self._leaving = True
         for session in tuple(self._sessions):
+            session.cut()
             await session.aclose()
         self._ears.shutdown(wait=True)
 

@@ -88,8 +88,13 @@ class Session:
         )
         self._inbox: asyncio.Queue[ClientEvent | None] = asyncio.Queue()
         self._space = asyncio.Semaphore(QUEUED_EVENTS)
-        self._input_ended = self._leaving = self._over = False
+        self._input_ended = self._leaving = self._over = self._was_cut = False
         self._driver = asyncio.create_task(self._drive(), name="converse")
+
+    @property
+    def was_cut(self) -> bool:
+        """Whether the server ended it, before its end."""
+        return self._was_cut
 
     @property
     def voice(self) -> VoiceChoice:
@@ -131,6 +136,11 @@ class Session:
     def violate(self, message: str) -> None:
         """The client has broken the protocol: it is told, and the conversation ends."""
         self._fail(ErrorCode.PROTOCOL_VIOLATION, message)
+
+    def cut(self) -> None:
+        """The server stops: the conversation ends where it is."""
+        self._was_cut = not self._over
+        self._end()
 
     def give_up(self) -> None:
         """End at once, without a word: nobody is there to hear it."""

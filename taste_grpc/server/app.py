@@ -17,12 +17,12 @@ from grpc_reflection.v1alpha import reflection
 
 from taste.v1 import dialogue_pb2, dialogue_pb2_grpc, taste_pb2, taste_pb2_grpc
 from taste_grpc.engine.protocol import Engine, ModelInfo
-from taste_grpc.errors import SettingsError, UnavailableError
+from taste_grpc.errors import SettingsError, TasteError, UnavailableError
 from taste_grpc.observability import log_event
 from taste_grpc.server.auth import Authenticator
-from taste_grpc.server.dialogue_service import DialogueService
+from taste_grpc.server.dialogue_service import Dialogue, DialogueService
 from taste_grpc.server.exposure import exposures
-from taste_grpc.server.gate import Gate
+from taste_grpc.server.gate import Gate, GateState
 from taste_grpc.server.health import HealthService
 from taste_grpc.server.interceptor import CallInterceptor
 from taste_grpc.server.taste_service import TasteService
@@ -50,6 +50,9 @@ _SETTLE_S = 5.0
 MakeEngine = Callable[[], Engine]
 """Makes an engine that has not been started. May block for seconds (imports): it is called on a thread of its own."""
 
+MakeDialogue = Callable[[Engine], Dialogue]
+"""Makes what conversations are held with, on the event loop; it has not been started either."""
+
 
 class TasteServer:
     """A gRPC server over one engine.
@@ -61,16 +64,18 @@ class TasteServer:
         SettingsError: the files of `tls` or `tokens_file` are not usable.
     """
 
-    def __init__(self, settings: Settings, make_engine: MakeEngine) -> None:
+    def __init__(self, settings: Settings, make_engine: MakeEngine, make_dialogue: MakeDialogue | None = None) -> None:
         self.settings = settings
         self._tls = ServerTls(settings.tls) if settings.tls else None
         self._authenticator = Authenticator(settings.tokens, settings.tokens_file)
-        self._make_engine = make_engine
+        self._make_engine, self._make_dialogue = make_engine, make_dialogue
         self._engine: Engine | None = None
-        self._gate = Gate()
-        # DialogueService is not offered, so it never serves.
+        self._dialogue: Dialogue | None = None
+        self._gate: Gate[Engine] = Gate()
+        self._dialogue_gate: Gate[Dialogue] = Gate()
         self._health = HealthService(["", TASTE_SERVICE, DIALOGUE_SERVICE])
         self._taste = TasteService(self._gate, settings.limits, settings.admission.max_wait_ms)
+        self._talks = DialogueService(self._dialogue_gate, settings.limits, offered=make_dialogue is not None)
         self._server = grpc.aio.server(
             interceptors=[CallInterceptor(self._authenticator, settings.limits.max_idle_ms)],
             options=channel_options(settings),
@@ -97,7 +102,7 @@ class TasteServer:
     async def start(self) -> None:
         """Listen, and begin to load. Raises SettingsError when the address cannot be had."""
         taste_pb2_grpc.add_TasteServiceServicer_to_server(self._taste, self._server)
-        dialogue_pb2_grpc.add_DialogueServiceServicer_to_server(DialogueService(), self._server)
+        dialogue_pb2_grpc.add_DialogueServiceServicer_to_server(self._talks, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         if self.settings.channelz:
             _add_channelz(self._server)
@@ -150,7 +155,23 @@ class TasteServer:
                 "parts of this model have learned nothing: what they make is noise",
                 random_parts=", ".join(info.random_parts),
             )
+        await self._load_dialogue(engine)
         return info
+
+    async def _load_dialogue(self, engine: Engine) -> None:
+        """Offer conversations; when they cannot be had, everything else still serves, and callers are told why."""
+        if self._make_dialogue is None:
+            return
+        dialogue = self._dialogue = self._make_dialogue(engine)
+        try:
+            await dialogue.start()
+        except TasteError as error:
+            self._talks.failure = f"conversations cannot be had: {error}"
+            log_event(logger, logging.ERROR, "conversations cannot be had", reason=str(error))
+            return
+        self._dialogue_gate.open(dialogue)
+        self._health.set((DIALOGUE_SERVICE,), serving=self._dialogue_gate.state is GateState.SERVING)
+        log_event(logger, logging.INFO, "conversing", parts=", ".join(dialogue.parts))
 
     async def _watch(self, engine: Engine) -> None:
         await engine.failed()
@@ -165,24 +186,42 @@ class TasteServer:
 
     async def stop(self, hurry: asyncio.Event | None = None) -> None:
         """Drain, then stop: no new calls, running ones go on until they end, the grace is over, or `hurry` is set."""
-        self._health.set(("", TASTE_SERVICE), serving=False)
+        self._health.set(("", TASTE_SERVICE, DIALOGUE_SERVICE), serving=False)
         self._gate.drain()
-        log_event(logger, logging.INFO, "draining", active_calls=self._gate.active)
-        await _first_of(self.settings.drain_grace_s, self._gate.idle(), hurry.wait() if hurry else None)
-        if self._gate.active:
-            log_event(logger, logging.WARNING, "cutting calls that did not end in time", active_calls=self._gate.active)
-        if self._engine is not None:
-            # First, as calls that it ends are told why; those that gRPC cuts off are told nothing.
-            await self._engine.drain(0)
-            await _first_of(_LAST_WORDS_S, self._gate.idle())
-        elif self._loading is not None:
-            self._loading.cancel()
+        self._dialogue_gate.drain()
+        log_event(logger, logging.INFO, "draining", active_calls=self._active)
+        if self._dialogue is not None and self._dialogue_gate.active:
+            await self._dialogue.conversations.leave(self.settings.drain_grace_s)
+        await _first_of(self.settings.drain_grace_s, self._idle(), hurry.wait() if hurry else None)
+        if self._active:
+            log_event(logger, logging.WARNING, "cutting calls that did not end in time", active_calls=self._active)
+        await self._end_work()
         if self._watching is not None:
             self._watching.cancel()
         await self._server.stop(grace=0)
-        await _first_of(_SETTLE_S, self._gate.idle())
+        await _first_of(_SETTLE_S, self._idle())
         self._taste.close()
         log_event(logger, logging.INFO, "stopped")
+
+    @property
+    def _active(self) -> int:
+        return self._gate.active + self._dialogue_gate.active
+
+    async def _idle(self) -> None:
+        await self._gate.idle()
+        await self._dialogue_gate.idle()
+
+    async def _end_work(self) -> None:
+        """End what calls work with, and so the calls."""
+        if self._loading is not None and not self._loading.done():
+            self._loading.cancel()
+            await asyncio.wait([self._loading], timeout=_SETTLE_S)
+        if self._dialogue is not None:
+            await self._dialogue.aclose()
+        if self._engine is not None:
+            # Before the connections, as calls that it ends are told why; those that gRPC cuts off are told nothing.
+            await self._engine.drain(0)
+            await _first_of(_LAST_WORDS_S, self._idle())
 
 
 def channel_options(settings: Settings) -> list[tuple[str, int]]:
@@ -208,7 +247,13 @@ def channel_options(settings: Settings) -> list[tuple[str, int]]:
     ]
 
 
-async def run_server(settings: Settings, make_engine: MakeEngine, *, lifeline_fd: int | None = None) -> None:
+async def run_server(
+    settings: Settings,
+    make_engine: MakeEngine,
+    make_dialogue: MakeDialogue | None = None,
+    *,
+    lifeline_fd: int | None = None,
+) -> None:
     """Serve until SIGTERM or SIGINT, then drain; a second signal cuts the grace short.
 
     `lifeline_fd` is the reading end of a pipe: when its other end is closed, because the process that
@@ -232,7 +277,7 @@ async def run_server(settings: Settings, make_engine: MakeEngine, *, lifeline_fd
         loop.add_signal_handler(number, on_signal)
     if lifeline_fd is not None:
         _watch_end(lifeline_fd, stop)
-    server = TasteServer(settings, make_engine)
+    server = TasteServer(settings, make_engine, make_dialogue)
     await server.start()
     await _first_of(None, server.loaded(), stop.wait())
     if stop.is_set() and server.is_loading:

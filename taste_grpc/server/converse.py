@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from taste.v1 import dialogue_pb2
 from taste_grpc.dialogue import ConversationRefusedError, Conversations, Session
 from taste_grpc.dialogue.events import ErrorCode, Failure
-from taste_grpc.errors import IdleError, InvalidInputError, TasteError
+from taste_grpc.errors import IdleError, InvalidInputError, TasteError, UnavailableError
 from taste_grpc.server.converse_messages import ConverseResponses, UnsupportedRateError, client_event, start_event
 from taste_grpc.settings import LimitSettings
 
@@ -59,6 +59,8 @@ class ConverseCalls:
             if reading.done():
                 reading.result()
             _raise_for(fatal)
+            if session.was_cut:
+                raise UnavailableError("the server stopped before the conversation had ended")
         finally:
             reading.cancel()
             await session.aclose()

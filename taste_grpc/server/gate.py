@@ -6,9 +6,11 @@ import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import Enum
+from typing import Generic, TypeVar
 
-from taste_grpc.engine.protocol import Engine
 from taste_grpc.errors import UnavailableError
+
+T = TypeVar("T")
 
 _LOADING_RETRY_MS = 2_000
 _DRAINING_RETRY_MS = 1_000
@@ -22,15 +24,15 @@ class GateState(Enum):
     DRAINING = "draining"
 
 
-class Gate:
-    """Lets calls in to the engine while the server serves, counts them, and knows when the last has left.
+class Gate(Generic[T]):
+    """Lets calls in to what serves them, an engine say, counts them, and knows when the last has left.
 
     To be used on the event loop only.
     """
 
     def __init__(self) -> None:
         self.state = GateState.LOADING
-        self._engine: Engine | None = None
+        self._served: T | None = None
         self._active = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -40,26 +42,26 @@ class Gate:
         """Calls inside."""
         return self._active
 
-    def open(self, engine: Engine) -> None:
+    def open(self, serves: T) -> None:
         """Let calls in. Does nothing once draining."""
         if self.state is GateState.LOADING:
-            self._engine, self.state = engine, GateState.SERVING
+            self._served, self.state = serves, GateState.SERVING
 
     def drain(self) -> None:
         """Let nobody in any more, for good."""
         self.state = GateState.DRAINING
 
     @contextmanager
-    def enter(self) -> Iterator[Engine]:
-        """The engine, for the length of one call. Raises UnavailableError while loading or draining."""
+    def enter(self) -> Iterator[T]:
+        """What serves, for the length of one call. Raises UnavailableError while loading or draining."""
         if self.state is GateState.DRAINING:
             raise UnavailableError("the server is about to stop", retry_after_ms=_DRAINING_RETRY_MS)
-        if self._engine is None:
+        if self._served is None:
             raise UnavailableError("the model is being loaded", retry_after_ms=_LOADING_RETRY_MS)
         self._active += 1
         self._idle.clear()
         try:
-            yield self._engine
+            yield self._served
         finally:
             self._active -= 1
             if not self._active:

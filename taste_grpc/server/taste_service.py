@@ -13,7 +13,7 @@ from google.protobuf.message import Message
 
 from taste.v1 import common_pb2, taste_pb2, taste_pb2_grpc
 from taste_grpc.audio import Encoding
-from taste_grpc.engine.protocol import DetokenizeConfig, GenerateRequest, SegmentInput, TokenizeRequest
+from taste_grpc.engine.protocol import DetokenizeConfig, Engine, GenerateRequest, SegmentInput, TokenizeRequest
 from taste_grpc.errors import IdleError, InvalidInputError
 from taste_grpc.server import convert
 from taste_grpc.server.call import current_call
@@ -41,7 +41,7 @@ class TasteService(taste_pb2_grpc.TasteServiceServicer):
     Engine iterators are closed in every ending of a call, which stops their model work.
     """
 
-    def __init__(self, gate: Gate, limits: LimitSettings, max_wait_ms: int) -> None:
+    def __init__(self, gate: Gate[Engine], limits: LimitSettings, max_wait_ms: int) -> None:
         self._gate = gate
         self._limits = limits
         self._decoding = Decoding(max_wait_ms)

@@ -1,0 +1,147 @@
+"""Everything a server holds conversations with, in its own process, put together from its settings."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import numpy as np
+from platformdirs import user_cache_path
+
+from taste_grpc.audio import Encoding, decode_clip
+from taste_grpc.audio.waveform import Float32Array
+from taste_grpc.dialogue.answer import Answerer
+from taste_grpc.dialogue.cascade import Cascade, CascadeSettings
+from taste_grpc.dialogue.choose_llm import make_language_model
+from taste_grpc.dialogue.conversation import ConversationParts
+from taste_grpc.dialogue.conversations import Conversations
+from taste_grpc.dialogue.metrics import DialogueMetrics
+from taste_grpc.dialogue.resume import ResumeStore
+from taste_grpc.dialogue.settings import DialogueSettings
+from taste_grpc.dialogue.taste_answer import TasteAnswerer
+from taste_grpc.engine.protocol import Engine, TokenizeRequest
+from taste_grpc.errors import InvalidInputError, SettingsError
+from taste_grpc.settings import Settings, StreamSettings
+from taste_grpc.speech import (
+    MoonshineRecogniser,
+    Recogniser,
+    RecogniserPool,
+    SileroDetector,
+    SpeechDetector,
+    WebRtcDetector,
+    WhisperRecogniser,
+    make_voice,
+    sample_recordings,
+)
+
+_DETECTORS: dict[str, type[SpeechDetector]] = {"silero": SileroDetector, "webrtc": WebRtcDetector}
+
+
+class LocalDialogue:
+    """Recognisers, a language model and a voice, or a TASTE model; and the conversations that use them.
+
+    To be used on one event loop. `aclose` is to be called after `start`, however that ended.
+    """
+
+    def __init__(self, settings: Settings, engine: Engine) -> None:
+        self._settings, self._engine = settings.stream, engine
+        self.metrics = DialogueMetrics(log_latency=settings.stream.log_latency)
+        self._conversations: Conversations | None = None
+        self._parts: tuple[str, ...] = ()
+        self._running = AsyncExitStack()
+
+    @property
+    def conversations(self) -> Conversations:
+        """Live conversations; after `start`."""
+        assert self._conversations is not None, "the dialogue has not been started"
+        return self._conversations
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Names of what listens, answers and speaks; after `start`."""
+        return self._parts
+
+    async def start(self) -> None:
+        """Load everything, and use it once. Raises TasteError when a part cannot be had."""
+        settings = self._settings
+        make_detector = _DETECTORS[settings.detector]
+        detector = await asyncio.to_thread(make_detector)
+        pool = RecogniserPool(lambda: _recogniser(settings), settings.recognisers)
+        self._running.callback(pool.close)
+        await pool.start()
+        await pool.transcribe(np.zeros(8_000, np.float32), urgent=False)
+        answerer = await (self._taste() if settings.language_model == "taste" else self._cascade())
+        self._conversations = Conversations(
+            ConversationParts(pool, answerer, self.metrics),
+            _dialogue_settings(settings),
+            make_detector,
+            ResumeStore(settings.resume_dir or user_cache_path("taste-grpc") / "resume", settings.resume_lifetime_s),
+            most=settings.max_sessions,
+        )
+        self._running.push_async_callback(self._conversations.aclose)
+        self._parts = (detector.name, pool.name, answerer.name)
+
+    async def aclose(self) -> None:
+        """End the conversations, then what they used."""
+        await self._running.aclose()
+
+    async def _cascade(self) -> Answerer:
+        settings = self._settings
+        choice = settings.language_model
+        assert choice != "taste", "that is no language model beside a voice"
+        model = make_language_model(
+            choice,
+            openai_api_key=os.environ.get("OPENAI_API_KEY"),
+            openai_base_url=os.environ.get("OPENAI_BASE_URL"),
+            openai_model=settings.openai_model,
+        )
+        self._running.push_async_callback(model.aclose)
+        voice = make_voice(settings.voice)
+        self._running.push_async_callback(voice.aclose)
+        await asyncio.gather(model.start(), voice.start())
+        return Cascade(model, voice, _cascade_settings(settings))
+
+    async def _taste(self) -> Answerer:
+        speaker = await _speaker_embedding(self._engine, self._settings.taste_reference)
+        return TasteAnswerer(self._engine, speaker, _cascade_settings(self._settings))
+
+
+def _recogniser(settings: StreamSettings) -> Recogniser:
+    return WhisperRecogniser(settings.model_whisper) if settings.recogniser == "whisper" else MoonshineRecogniser()
+
+
+async def _speaker_embedding(engine: Engine, reference: Path | None) -> Float32Array:
+    """How a TASTE model sounds: as the person of a recording, a WAV file."""
+    path = reference or sample_recordings()["beckett"]
+    try:
+        data = await asyncio.to_thread(path.read_bytes)
+        clip = decode_clip(data, Encoding.WAV)
+    except (OSError, InvalidInputError) as error:
+        raise SettingsError(f"stream.taste_reference: {path}: {error}") from error
+    return (await engine.tokenize(TokenizeRequest(clip, text="voice"))).speaker_embedding
+
+
+def _cascade_settings(settings: StreamSettings) -> CascadeSettings:
+    return CascadeSettings(
+        llm_first_token_timeout_s=settings.first_token_timeout_s,
+        llm_timeout_s=settings.llm_timeout_s,
+        tts_timeout_s=settings.tts_timeout_s,
+        max_pending_phrases=settings.max_pending_phrases,
+        temperature=settings.temperature,
+        top_p=settings.top_p,
+    )
+
+
+def _dialogue_settings(settings: StreamSettings) -> DialogueSettings:
+    return DialogueSettings(
+        system_prompt=settings.system_prompt,
+        vad_silence_ms=settings.vad_silence_ms,
+        partial_interval_ms=settings.partial_interval_ms,
+        max_utterance_ms=settings.max_utterance_ms,
+        max_utterance_bytes=settings.max_utterance_bytes,
+        barge_in_ms=settings.barge_in_ms,
+        max_new_tokens=settings.max_new_tokens,
+        asr_timeout_s=settings.asr_timeout_s,
+    )
