@@ -88,6 +88,7 @@ class Talker:
     def __init__(self, address: str) -> None:
         self._channel = grpc.aio.insecure_channel(address, options=[("grpc.use_local_subchannel_pool", 1)])
         self._call: Any = dialogue_pb2_grpc.DialogueServiceStub(self._channel).Converse()
+        self._writing = asyncio.Lock()  # one message at a time
 
     async def open(self, **options: Any) -> None:
         """Start, and wait until the server has."""
@@ -118,6 +119,10 @@ class Talker:
             pass
         await self._channel.close()
 
+    async def _send(self, request: dialogue_pb2.ConverseRequest) -> None:
+        async with self._writing:
+            await self._call.write(request)
+
     async def _responses(self) -> AsyncIterator[dialogue_pb2.ConverseResponse]:
         while (response := await self._call.read()) is not grpc.aio.EOF:
             yield response
@@ -134,7 +139,7 @@ class Talker:
             # A frame can be sent once it has been recorded.
             await asyncio.sleep(max(0.0, begun + at / RATE_HZ - time.perf_counter()))
             audio = encode_pcm(samples, Encoding.LINEAR16)
-            await self._call.write(dialogue_pb2.ConverseRequest(audio=audio))
+            await self._send(dialogue_pb2.ConverseRequest(audio=audio))
 
     async def _take(self, response: dialogue_pb2.ConverseResponse, heard: Heard) -> bool:
         """Note what came; whether the turn is over."""
@@ -153,7 +158,7 @@ class Talker:
             played = dialogue_pb2.PlaybackAck(
                 turn_index=response.turn_index, played_ms=int(response.tts_complete.audio_ms) + 1
             )
-            await self._call.write(dialogue_pb2.ConverseRequest(playback_ack=played))
+            await self._send(dialogue_pb2.ConverseRequest(playback_ack=played))
         elif kind == "tts_chunk":
             if heard.audio is None:
                 heard.audio = now

@@ -2,19 +2,19 @@
 
     python benchmarks/converse.py [--quick]
 
-The server is a process of its own, with the models that packages ship: recogniser, language model, voice. A client says
-five utterances of 3 to 6 seconds, cut from a recording of a human voice at labels made by ear and by its waveform, frame
-by frame as a microphone would, followed by silence: the server finds the end of speech itself. Then four clients do so
-at once, each a second after the one before.
+The server is a process of its own, with the models that packages ship: recogniser, language model, voice. A client
+says five utterances of 3 to 6 seconds, cut from a recording of a human voice whose speech was labelled by its waveform,
+frame by frame as a microphone would, followed by silence: the server finds the end of speech itself. Then four clients
+do so at once, each a second after the one before.
 
 JSON keys, all medians over utterances, in seconds as the client sees them:
 
 - `first_partial_s`: from the labelled beginning of speech to the first partial transcript (below 1.5 wanted);
 - `first_audio_s`: from the labelled end of speech to the first audio of the answer (below 3.5 wanted);
 - `first_partial_4_s`, `first_audio_4_s`: the same with four conversations at once;
-- where the time from the end of speech goes: `transcript_s` to the final transcript, which includes the silence that ends
-  a turn (0.7 s); `llm_first_token_s` from there to the first token; `phrase_s` to the text of the first phrase; `tts_s` to
-  its audio; and `transcript_4_s` and so on;
+- where the time from the end of speech goes: `transcript_s` to the final transcript, which includes the silence that
+  ends a turn (0.7 s); `llm_first_token_s` from there to the first token; `phrase_s` to the text of the first phrase;
+  `tts_s` to its audio; and `transcript_4_s` and so on;
 - `word_error_rate`: of the final transcripts of one conversation, against what is read out.
 """
 
@@ -78,7 +78,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="two utterances instead of five")
     quick = parser.parse_args().quick
     said = utterances()[: 2 if quick else None]
-    with own_server() as address:
+    with own_server(until="conversing") as address:
         alone, together = asyncio.run(measure(address, said))
     figures: dict[str, Any] = {**medians(alone), **medians(together, f"_{CONVERSATIONS}")}
     transcripts = [turn.transcript for turn in alone]

@@ -71,11 +71,13 @@ class Conversations:
             ConversationRefusedError: `start` cannot be had.
             OverloadedError: too many are open.
             UnavailableError: the server is about to stop.
+            UnsupportedByModelError: the recogniser does not know the language.
         """
         if self._leaving:
             raise UnavailableError("the server is about to stop")
         if len(self._sessions) >= self._most:
             raise OverloadedError(f"{len(self._sessions)} conversations are under way", retry_after_ms=_RETRY_MS)
+        self._parts.transcriber.check_language(start.language)
         saved = None
         if start.resume_token is not None:
             saved = await asyncio.to_thread(self._store.take, start.resume_token)

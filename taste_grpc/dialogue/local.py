@@ -69,7 +69,7 @@ class LocalDialogue:
         make_detector = _DETECTORS[settings.detector]
         detector = await asyncio.to_thread(make_detector)
         pool = RecogniserPool(lambda: _recogniser(settings), settings.recognisers)
-        self._running.callback(pool.close)
+        self._running.push_async_callback(pool.aclose)
         await pool.start()
         await pool.transcribe(np.zeros(8_000, np.float32), urgent=False)
         answerer = await (self._taste() if settings.language_model == "taste" else self._cascade())

@@ -34,6 +34,10 @@ class Transcriber(Protocol):
         """Requests that wait for their turn."""
         ...
 
+    def check_language(self, language: str | None) -> None:
+        """Raise UnsupportedByModelError for a language, as a BCP 47 tag, that is not known."""
+        ...
+
     async def transcribe(self, samples: Float32Array, *, urgent: bool, language: str | None = None) -> str:
         """What is said in `samples` `[T]` float32 at 16 kHz; urgent ones come first. Raises SpeechError."""
         ...

@@ -11,7 +11,7 @@ from functools import partial
 
 from taste_grpc.audio.waveform import Float32Array
 from taste_grpc.errors import SpeechError, TasteError
-from taste_grpc.speech.recogniser import Recogniser
+from taste_grpc.speech.recogniser import Recogniser, known_language
 
 
 @dataclass(order=True)
@@ -36,6 +36,12 @@ class _Desk:
     def transcribe(self, samples: Float32Array, language: str | None) -> Future[str]:
         return self._thread.submit(self._transcribe, samples, language)
 
+    @property
+    def recogniser(self) -> Recogniser:
+        """Once loaded; its name and languages may be read on any thread."""
+        assert self._recogniser is not None, "the recogniser has not been loaded"
+        return self._recogniser
+
     def free(self) -> Future[None]:
         """Once what is under way has ended, free the recogniser and end the thread."""
         freed = self._thread.submit(self._free)
@@ -49,8 +55,7 @@ class _Desk:
         self._recogniser = self._make()
 
     def _transcribe(self, samples: Float32Array, language: str | None) -> str:
-        assert self._recogniser is not None
-        return self._recogniser.transcribe(samples, language)
+        return self.recogniser.transcribe(samples, language)
 
     def _free(self) -> None:
         self._recogniser = None
@@ -74,6 +79,15 @@ class RecogniserPool:
         self._requests: list[_Request] = []
         self._count = 0
         self._is_open = False
+
+    @property
+    def name(self) -> str:
+        """Of its recognisers; after `start`."""
+        return self._desks[0].recogniser.name
+
+    def check_language(self, language: str | None) -> None:
+        """Raise UnsupportedByModelError unless the recognisers know `language`, a BCP 47 tag; None they do."""
+        known_language(self._desks[0].recogniser, language)
 
     @property
     def busy(self) -> int:
