@@ -22,7 +22,7 @@ from taste_grpc.dialogue.resume import ResumeStore
 from taste_grpc.dialogue.settings import DialogueSettings
 from taste_grpc.dialogue.taste_answer import TasteAnswerer
 from taste_grpc.engine.protocol import Engine, TokenizeRequest
-from taste_grpc.errors import InvalidInputError, SettingsError
+from taste_grpc.errors import InvalidInputError, SettingsError, UnsupportedByModelError
 from taste_grpc.settings import Settings, StreamSettings
 from taste_grpc.speech import (
     MoonshineRecogniser,
@@ -30,6 +30,7 @@ from taste_grpc.speech import (
     RecogniserPool,
     SileroDetector,
     SpeechDetector,
+    Voice,
     WebRtcDetector,
     WhisperRecogniser,
     make_voice,
@@ -50,6 +51,7 @@ class LocalDialogue:
         self.metrics = DialogueMetrics(log_latency=settings.stream.log_latency)
         self._conversations: Conversations | None = None
         self._parts: tuple[str, ...] = ()
+        self._voice: Voice | None = None
         self._running = AsyncExitStack()
 
     @property
@@ -57,6 +59,13 @@ class LocalDialogue:
         """Live conversations; after `start`."""
         assert self._conversations is not None, "the dialogue has not been started"
         return self._conversations
+
+    @property
+    def voice(self) -> Voice:
+        """Speaks the answers of a language model. Raises UnsupportedByModelError where a TASTE model answers."""
+        if self._voice is None:
+            raise UnsupportedByModelError("a TASTE model speaks for itself")
+        return self._voice
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -98,7 +107,7 @@ class LocalDialogue:
             openai_model=settings.openai_model,
         )
         self._running.push_async_callback(model.aclose)
-        voice = make_voice(settings.voice)
+        voice = self._voice = make_voice(settings.voice)
         self._running.push_async_callback(voice.aclose)
         await asyncio.gather(model.start(), voice.start())
         return Cascade(model, voice, _cascade_settings(settings))

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import grpc
@@ -13,7 +14,9 @@ import grpc
 from taste.v1 import taste_pb2_grpc
 from taste_grpc.engine.protocol import Engine
 from taste_grpc.server import TasteServer
-from taste_grpc.settings import load_settings
+from taste_grpc.settings import Settings, load_settings
+
+MakeDialogue = Callable[[Settings, Engine], Any]
 
 SHORT_WINDOW = [
     ("grpc.http2.bdp_probe", 0),
@@ -34,9 +37,13 @@ class Live:
 
 
 @asynccontextmanager
-async def live_server(engine: Engine, *, wait: bool = True, **flags: Any) -> AsyncIterator[Live]:
+async def live_server(
+    engine: Engine, *, wait: bool = True, make_dialogue: MakeDialogue | None = None, **flags: Any
+) -> AsyncIterator[Live]:
+    """`make_dialogue` gets the settings of the server, too."""
     settings = load_settings({"port": 0, "drain_grace_s": 0.2, **flags})
-    server = TasteServer(settings, lambda: engine)
+    make = partial(make_dialogue, settings) if make_dialogue is not None else None
+    server = TasteServer(settings, lambda: engine, make)
     await server.start()
     channel = grpc.aio.insecure_channel(server.address, options=SHORT_WINDOW)
     try:
