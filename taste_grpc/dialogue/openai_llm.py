@@ -83,16 +83,22 @@ class OpenAiLanguageModel:
         fitting = fit(messages, self._context_tokens - sampling.max_new_tokens, _estimate)
         from openai import OpenAIError
 
+        has_begun = False
         try:
             stream = await self._client.chat.completions.create(**self._request(fitting, sampling))
             async with stream:
                 async for chunk in stream:
+                    has_begun = True
                     for choice in chunk.choices:
                         if choice.delta.content:
                             yield choice.delta.content
-        except (OpenAIError, ValueError) as error:  # the latter is what an answer of another kind leads to
+        except (OpenAIError, ValueError) as error:  # the latter is what a stream of something else leads to
             # Not `from error`: an endpoint may repeat the key, and a log would show that.
-            raise LanguageModelError(self._sentence(error)) from None
+            raise LanguageModelError(self._sentence(error, has_begun)) from None
+        if not has_begun:
+            raise LanguageModelError(
+                f"the language model's endpoint {self._host} answered with no chat completion; is its URL right?"
+            )
 
     async def aclose(self) -> None:
         """Close the connections. Answers under way end with LanguageModelError."""
@@ -113,14 +119,18 @@ class OpenAiLanguageModel:
         }
         return request if sampling.seed is None else {**request, "seed": sampling.seed}
 
-    def _sentence(self, error: Exception) -> str:
+    def _sentence(self, error: Exception, has_begun: bool) -> str:
         from openai import APIConnectionError, APIStatusError
 
         if isinstance(error, APIConnectionError):
-            cause = f": {error.__cause__}" if error.__cause__ and str(error.__cause__) else ""
-            return self._keyless(f"the language model's endpoint {self._host} cannot be reached{cause}")
-        status = f"with status {error.status_code}" if isinstance(error, APIStatusError) else "with an error"
-        return self._keyless(f"the language model's endpoint {self._host} answered {status}: {error}")
+            cause = str(error.__cause__ or "") or "no connection"
+            what = "broke off its answer" if has_begun else "cannot be reached"
+            return self._keyless(f"the language model's endpoint {self._host} {what}: {cause}")
+        status, detail = "an error", str(error)
+        if isinstance(error, APIStatusError):
+            status = f"status {error.status_code}"
+            detail = detail.removeprefix(f"Error code: {error.status_code} - ")
+        return self._keyless(f"the language model's endpoint {self._host} answered with {status}: {detail}")
 
     def _keyless(self, sentence: str) -> str:
         line = " ".join(sentence.replace(self._key, "***").split() if self._key != _NO_KEY else sentence.split())

@@ -26,6 +26,7 @@ STORY = Message("user", "Tell me a very long story about a dragon and a knight."
 QUESTIONS = ["Tell me about cats.", "What is a star?", "Who was Caesar?", "What is rain?", "Why is it red?", "Hi!"]
 SMALL_CONTEXT = 256
 OPENING_TOKENS = 4
+REASON = "I would like to know it because nobody has ever told me, and I have been asking for a long time now. " * 2
 
 
 def chat(*texts: str) -> list[Message]:
@@ -87,7 +88,7 @@ async def test_it_remembers_the_conversation(model: LanguageModel) -> None:
 
 async def test_a_seed_makes_an_answer_repeatable_and_none_another_one(model: LanguageModel) -> None:
     async def sampled(seed: int | None) -> str:
-        sampling = Sampling(max_new_tokens=24, temperature=1.0, top_p=1.0, seed=seed)
+        sampling = Sampling(max_new_tokens=12, temperature=1.0, top_p=1.0, seed=seed)
         return "".join(await all_of(model.answer(chat("Tell me a story."), sampling)))
 
     one = await sampled(1)
@@ -103,8 +104,8 @@ async def test_characters_of_several_tokens_come_whole(model: LanguageModel, tok
 
 
 async def test_more_answers_than_slots_do_not_mix(model: LanguageModel) -> None:
-    alone = [await all_of(model.answer(chat(question), greedy(10))) for question in QUESTIONS]
-    together = await asyncio.gather(*(all_of(model.answer(chat(question), greedy(10))) for question in QUESTIONS))
+    alone = [await all_of(model.answer(chat(question), greedy(6))) for question in QUESTIONS]
+    together = await asyncio.gather(*(all_of(model.answer(chat(question), greedy(6))) for question in QUESTIONS))
     assert list(together) == alone
     assert len({"".join(pieces) for pieces in alone}) == len(QUESTIONS)
 
@@ -152,10 +153,9 @@ async def test_a_conversation_longer_than_the_context_goes_on_without_its_oldest
     small: LanguageModel, llama: LlamaServer
 ) -> None:
     said: list[str] = []
-    for number in range(6):
-        said.append(f"Number {number}: please tell me one more thing about the number {number * 7}, and why it is so.")
-        said.append("".join(await all_of(small.answer(chat(*said), greedy(12)))))
-        assert said[-1]
+    for number in range(4):
+        said += [f"{number}: please tell me one more thing about the number {number * 7}. {REASON}", "It is a number."]
+    assert await all_of(small.answer(chat(*said[:-1]), greedy(4)))
     said.append("What was the last number?")
     room = SMALL_CONTEXT - 16 - OPENING_TOKENS
     left = next(chat(*said[at:]) for at in range(0, len(said), 2) if sum(map(llama.count, chat(*said[at:]))) <= room)
