@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 
+from taste_grpc.audio.waveform import Float32Array
 from taste_grpc.dialogue.answer import AnswerError, AnswerSink, Question
 from taste_grpc.dialogue.events import ErrorCode
 from taste_grpc.dialogue.language_model import LanguageModel, Sampling
@@ -119,23 +120,25 @@ class Cascade:
     async def _speak(self, sink: AnswerSink, phrases: asyncio.Queue[str | None]) -> None:
         index = 0
         while (phrase := await phrases.get()) is not None:
+            spoken = False
             try:
-                spoken = await self._speak_phrase(index, phrase, sink)
+                async with aclosing(self._speech(phrase)) as speech:
+                    async for samples in speech:
+                        spoken = True
+                        await sink.audio(index, phrase, samples, self._voice.sample_rate_hz)
             except TimeoutError:
                 sink.phrase_failed(phrase, f"the voice took longer than {self._settings.tts_timeout_s:g} s")
             except TasteError as error:
                 sink.phrase_failed(phrase, str(error))
-            else:
-                index += spoken
+            index += spoken  # also when only its beginning was: that is in the audio
 
-    async def _speak_phrase(self, index: int, phrase: str, sink: AnswerSink) -> bool:
-        """Whether there was anything to hear."""
-        budget, spoken = TimeBudget(self._settings.tts_timeout_s), False
+    async def _speech(self, phrase: str) -> AsyncGenerator[Float32Array]:
+        """The audio of a phrase, each piece waited for no longer than all of them may take together."""
+        budget = TimeBudget(self._settings.tts_timeout_s)
         async with aclosing(self._voice.speak(phrase)) as pieces:
             while (samples := await budget.spend(anext(pieces, None))) is not None:
-                await sink.audio(index, phrase, samples, self._voice.sample_rate_hz)
-                spoken = True
-        return spoken
+                if len(samples):
+                    yield samples
 
 
 class _HandOver:
@@ -158,7 +161,9 @@ async def _done(task: asyncio.Future[str | None], timeout_s: float | None) -> bo
 
 
 async def _cancelled(task: asyncio.Future[str | None]) -> None:
-    """End `task`, if it has not ended; its model is then free to be closed."""
+    """End `task`, if it has not ended; its model is then free to be closed, and how it ended does not matter."""
     if not task.done():
         task.cancel()
         await asyncio.wait([task])
+        if not task.cancelled():
+            task.exception()

@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from taste_grpc.dialogue.answer import Answerer, AnswerError, Question
 from taste_grpc.dialogue.delivery import Delivery
@@ -124,7 +125,7 @@ class Conversation:
         self._turn: Turn | None = None
         self._credit_ms: int | None = None
         self._input_ended = False
-        self._winding_up: set[asyncio.Task[None]] = set()
+        self._winding_up: set[asyncio.Task[Any]] = set()
 
     @property
     def phase(self) -> Phase:
@@ -179,7 +180,7 @@ class Conversation:
     def say(self, text: str) -> None:
         """A typed turn. It interrupts an answer that is being made, and takes the place of one that is spoken."""
         turn = self._turn
-        if turn is not None and turn.task is None:
+        if turn is not None and turn.question is None:
             self._taking.end(until_silence=True)
             self._abandon(turn)
             self._notice(TYPED_INSTEAD)
@@ -218,12 +219,13 @@ class Conversation:
 
     def fail(self, code: ErrorCode, message: str) -> None:
         """End the conversation with an error; nothing of the running turn is remembered."""
-        turn = self._turn
+        turn, self._turn = self._turn, None
         if turn is not None:
             self._abandon(turn)
+            self._outbox.drop_speech()
             self._enter(turn, Phase.ERROR)
+            self._measure(turn, "failed")
         self._failure(turn, code, message)
-        self._turn = None
 
     async def aclose(self) -> None:
         """Give up everything; returns when nothing is left running."""
@@ -260,8 +262,10 @@ class Conversation:
 
     def _is_barge_in(self, turn: Turn) -> bool:
         """Whether the person speaks, and not only makes a noise. What they said before has to be understood first."""
-        settings = self._settings
-        return settings.barge_in and turn.question is not None and self._taking.voiced_ms >= settings.barge_in_ms
+        settings, taking = self._settings, self._taking
+        if not settings.barge_in or turn.question is None or taking.run_began_ms is None:
+            return False
+        return taking.voiced_ms >= settings.barge_in_ms
 
     def _begin_spoken(self, at_ms: float) -> None:
         turn = self._turn = Turn(self.turns, TurnTimes(self._moment(at_ms)))
@@ -269,7 +273,8 @@ class Conversation:
         self._enter(turn, Phase.CAPTURING)
 
         def on_partial(text: str, audio_ms: int) -> None:
-            turn.times.t1 = turn.times.t1 or self._clock()
+            if turn.times.t1 is None:
+                turn.times.t1 = self._clock()
             self._outbox.put(PartialTranscript(turn.number, text, audio_ms))
 
         turn.transcription = Transcription(
@@ -307,17 +312,23 @@ class Conversation:
         try:
             if turn.question is None:
                 turn.question = await self._understand(turn)
-            if turn.question:
+            if turn.question.strip():
                 await self._respond(turn)
             else:
                 self._notice(NOTHING_HEARD)
                 self._finish(turn, Phase.COMPLETE, "empty")
         except AnswerError as error:
-            self._failure(turn, error.code, str(error))
-            self._finish(turn, Phase.ERROR, "failed")
+            if self._turn is turn:  # of one that was given up nobody wants to know
+                self._failed(turn, error)
+        except asyncio.CancelledError:
+            if self._turn is turn:  # nobody gave it up: a part has ended under it
+                log_event(logger, logging.ERROR, "turn was cut off", session=self._name)
+                self._on_fault(fault_of_the_server(self._name))
+            raise
         except Exception as error:
             log_event(logger, logging.ERROR, "turn failed", error=error, session=self._name)
-            self._on_fault(fault_of_the_server(self._name))
+            if self._turn is turn:
+                self._on_fault(fault_of_the_server(self._name))
 
     async def _understand(self, turn: Turn) -> str:
         transcription = turn.transcription
@@ -339,6 +350,8 @@ class Conversation:
         assert turn.question is not None, "a question is needed"
         manner = self._manner
         turn.delivery = self._delivery(turn)
+        if self._input_ended:
+            turn.delivery.wait_no_longer()
         samples = turn.transcription.recording.samples() if turn.transcription is not None else None
         messages = self.memory.messages(manner.system_prompt, turn.question)
         question = Question(messages, manner.voice, self._settings.max_new_tokens, samples)
@@ -348,20 +361,21 @@ class Conversation:
         await turn.delivery.flush()
         self._outbox.put(SpeechComplete(turn.number, turn.delivery.chunks, turn.delivery.playback.sent_ms))
         turn.is_sent = True
-        if not self._input_ended:
-            await turn.delivery.played(self._settings.ack_grace_s)
+        await turn.delivery.played(self._settings.ack_grace_s)
         self._complete(turn)
 
     def _delivery(self, turn: Turn) -> Delivery:
         def on_token(text: str) -> None:
-            if self.phase is Phase.THINKING:
+            if turn.times.t3 is None:
                 turn.times.t3 = self._clock()
-                self._enter(turn, Phase.RESPONDING)
+            self._answer_began(turn)
             turn.answer += text
             self._outbox.put(LlmToken(turn.number, text, done=False))
 
         def on_audio() -> None:
-            turn.times.t4 = turn.times.t4 or self._clock()
+            if turn.times.t4 is None:
+                turn.times.t4 = self._clock()
+            self._answer_began(turn)
 
         def on_trouble(code: ErrorCode | None, message: str) -> None:
             if code is None:
@@ -380,6 +394,10 @@ class Conversation:
             clock=self._clock,
         )
 
+    def _answer_began(self, turn: Turn) -> None:
+        if self.phase is Phase.THINKING:
+            self._enter(turn, Phase.RESPONDING)
+
     # --- ends of a turn -------------------------------------------------------------------------------------
 
     def _complete(self, turn: Turn) -> None:
@@ -392,26 +410,32 @@ class Conversation:
     def _interrupt(self, turn: Turn) -> None:
         """The answer is not wanted any more; what was heard of it stays."""
         self._abandon(turn)
-        self._outbox.drop_speech()
+        unsent_ms = sum(chunk.duration_ms for chunk in self._outbox.drop_speech() if chunk.turn == turn.number)
+        if turn.delivery is not None:
+            turn.delivery.playback.take_back(unsent_ms)
         if turn.question is not None:
             heard = turn.heard()
             self.memory.remember(turn.question, heard.text)
             self._outbox.put(Interrupted(turn.number, heard.ms, heard.text, heard.estimated))
         self._finish(turn, Phase.COMPLETE, "interrupted")
 
+    def _failed(self, turn: Turn, error: AnswerError) -> None:
+        """There is no answer, or not all of it; nothing of the turn is remembered."""
+        self._abandon(turn)
+        self._failure(turn, error.code, str(error))
+        self._finish(turn, Phase.ERROR, "failed")
+
     def _abandon(self, turn: Turn) -> None:
-        """Stop all work of `turn`, but for the task that calls this."""
-        task = turn.abandon()
-        if task is not None and task is not asyncio.current_task():
-            task.cancel()
-            self._winding_up.add(task)
-            task.add_done_callback(self._winding_up.discard)
+        """Stop all work of `turn`, but for the task that calls this; nothing that still comes of it is told."""
+        for task in turn.abandon():
+            if task is not asyncio.current_task():
+                task.cancel()
+                self._winding_up.add(task)
+                task.add_done_callback(self._winding_up.discard)
 
     def _finish(self, turn: Turn, phase: Phase, how: str) -> None:
         self._enter(turn, phase)
-        metrics = turn.times.metrics(turn.number)
-        self._outbox.put(metrics)
-        self._parts.metrics.turn_ended(self._name, metrics, how)
+        self._measure(turn, how)
         self._turn = None
         if not self._settings.barge_in:
             self._taking.end(until_silence=True)  # what was said over the answer was not meant
@@ -424,6 +448,11 @@ class Conversation:
     def _enter(self, turn: Turn, phase: Phase) -> None:
         self._phases.enter(phase)
         self._outbox.put(PhaseChanged(turn.number, phase))
+
+    def _measure(self, turn: Turn, how: str) -> None:
+        metrics = turn.times.metrics(turn.number)
+        self._outbox.put(metrics)
+        self._parts.metrics.turn_ended(self._name, metrics, how)
 
     def _notice(self, message: str) -> None:
         self._outbox.put(Notice(None if self._turn is None else self._turn.number, message))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -15,7 +16,10 @@ from taste_grpc.dialogue.resume import ResumeStore, SavedConversation
 from taste_grpc.dialogue.session import Session
 from taste_grpc.dialogue.settings import DialogueSettings
 from taste_grpc.errors import OverloadedError, TasteError, UnavailableError
+from taste_grpc.observability import log_event
 from taste_grpc.speech import SpeechDetector
+
+logger = logging.getLogger(__name__)
 
 _RETRY_MS = 5_000
 
@@ -57,6 +61,7 @@ class Conversations:
         self._most = most
         self._ears = ThreadPoolExecutor(ears, thread_name_prefix="ear")
         self._sessions: dict[Session, str | None] = {}
+        self._opening = 0
         self._leaving = False
 
     @property
@@ -73,25 +78,41 @@ class Conversations:
             UnavailableError: the server is about to stop.
             UnsupportedByModelError: the recogniser does not know the language.
         """
+        self._check_open()
+        self._parts.transcriber.check_language(start.language)
+        under_way = len(self._sessions) + self._opening
+        if under_way >= self._most:
+            raise OverloadedError(f"{under_way} conversations are under way", retry_after_ms=_RETRY_MS)
+        self._opening += 1
+        try:
+            detector = await asyncio.to_thread(self._make_detector)
+            ear = Ear(start.encoding, start.sample_rate_hz, start.channels, detector)
+            self._check_open()
+            saved = None if start.resume_token is None else await self._take(start.resume_token)
+            return self._begin(start, saved, ear)
+        finally:
+            self._opening -= 1
+
+    def _check_open(self) -> None:
         if self._leaving:
             raise UnavailableError("the server is about to stop")
-        if len(self._sessions) >= self._most:
-            raise OverloadedError(f"{len(self._sessions)} conversations are under way", retry_after_ms=_RETRY_MS)
-        self._parts.transcriber.check_language(start.language)
-        saved = None
-        if start.resume_token is not None:
-            saved = await asyncio.to_thread(self._store.take, start.resume_token)
-            if saved is None:
-                raise ConversationRefusedError(
-                    ErrorCode.PROTOCOL_VIOLATION, "resume_token: is unknown, too old, or was used before"
-                )
-        manner, memory = self._manner(start, saved), Memory(saved.exchanges if saved else ())
-        detector = await asyncio.to_thread(self._make_detector)
-        ear = Ear(start.encoding, start.sample_rate_hz, start.channels, detector)
+
+    async def _take(self, token: str) -> SavedConversation:
+        saved = await asyncio.to_thread(self._store.take, token)
+        if saved is None:
+            raise ConversationRefusedError(
+                ErrorCode.PROTOCOL_VIOLATION, "resume_token: is unknown, too old, or was used before"
+            )
+        if self._leaving:  # meanwhile: another server may have it
+            await asyncio.to_thread(self._store.put_back, token, saved)
+            self._check_open()
+        return saved
+
+    def _begin(self, start: Start, saved: SavedConversation | None, ear: Ear) -> Session:
         session = Session(
             self._parts,
-            manner,
-            memory,
+            self._manner(start, saved),
+            Memory(saved.exchanges if saved else ()),
             ear,
             self._ears,
             resumed=saved is not None,
@@ -102,22 +123,34 @@ class Conversations:
         return session
 
     async def leave(self, grace_s: float) -> None:
-        """Take no more, and tell those that are open to go on elsewhere; each ends with its running turn."""
+        """Take no more, and tell those that are open to go on elsewhere; each ends with its running turn.
+
+        One that cannot be saved gets an empty token: it has to end all the same.
+        """
         self._leaving = True
         lifetime_ms = round(1000 * self._store.lifetime_s)
-        for session in tuple(self._sessions):
-            token = await asyncio.to_thread(self._store.save, _saved(session))
-            if session in self._sessions:
-                self._sessions[session] = token
-                session.go_away(token, round(1000 * grace_s), lifetime_ms)
+        for session in [session for session, token in self._sessions.items() if token is None]:
+            token = await self._save(session)
+            if session.is_over:
+                await asyncio.to_thread(self._store.take, token)  # nobody will come with it
+                continue
+            self._sessions[session] = token
+            session.go_away(token, round(1000 * grace_s), lifetime_ms)
+
+    async def _save(self, session: Session) -> str:
+        try:
+            return await asyncio.to_thread(self._store.save, _saved(session))
+        except OSError as error:
+            log_event(logger, logging.ERROR, "a conversation was not kept", error=error, session=session.session_id)
+            return ""
 
     async def aclose(self) -> None:
         """End all that are left."""
         self._leaving = True
         for session in tuple(self._sessions):
             session.cut()
-            await session.aclose()
-        self._ears.shutdown(wait=True)
+        await asyncio.gather(*(session.aclose() for session in tuple(self._sessions)))
+        await asyncio.to_thread(self._ears.shutdown)
 
     def _manner(self, start: Start, saved: SavedConversation | None) -> Manner:
         given = {name: value for name, value in vars(start.options).items() if value is not None}
@@ -131,11 +164,11 @@ class Conversations:
             settings=self._settings.with_options(options),
         )
 
-    def _save_last_turn(self, session: Session) -> None:
+    async def _save_last_turn(self, session: Session) -> None:
         """What was said since a conversation was told to leave goes along."""
         token = self._sessions.get(session)
-        if token is not None:
-            self._store.renew(token, _saved(session))
+        if token:
+            await asyncio.to_thread(self._store.renew, token, _saved(session))
 
     def _forget(self, session: Session) -> None:
         self._sessions.pop(session, None)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -20,10 +22,19 @@ LEAST_CREDIT_MS = 20
 _LEAST_WAIT_S = 0.005
 
 
+@dataclass
+class _Phrase:
+    index: int
+    text: str
+    end: int
+    """Its last sample is before this one of the answer."""
+
+
 class Delivery:
     """The sink of one answer. To be used on one event loop.
 
     Audio is sent as it comes, unless the client has granted a credit: then no more than that is sent and not played.
+    No chunk has audio of two phrases in it.
 
     Args:
         turn: whose answer it is.
@@ -55,15 +66,19 @@ class Delivery:
         self._credit_ms = credit_ms
         self._changed = asyncio.Event()
         self._patient = True
+        self._closed = False
         self._resampler: StreamResampler | None = None
+        self._taken_samples = 0  # at the rate they come in
         self._sent_samples = 0
-        self._phrase: tuple[int, str] | None = None
+        self._phrases: deque[_Phrase] = deque()  # those that are not sent to their end
         self._told_phrase = -1
 
     # --- for what answers -----------------------------------------------------------------------------------
 
     async def token(self, text: str) -> None:
         """More text; waits while the client is behind."""
+        if self._closed:
+            return
         self._on_token(text)
         await self._outbox.room()
 
@@ -71,16 +86,23 @@ class Delivery:
         """More audio of a phrase; waits until it may be sent."""
         if self._resampler is None:
             self._resampler = StreamResampler(sample_rate_hz, self._rate_hz)
-        self._phrase = (phrase_index, phrase)
+        self._taken_samples += len(samples)
+        end = -(-self._taken_samples * self._rate_hz // sample_rate_hz)
+        if self._phrases and self._phrases[-1].index == phrase_index:
+            self._phrases[-1].end = end
+        else:
+            self._phrases.append(_Phrase(phrase_index, phrase, end))
         await self._send(await asyncio.to_thread(self._resampler.push, samples))
 
     def phrase_failed(self, phrase: str, why: str) -> None:
         """A phrase is left out."""
-        self._on_trouble(ErrorCode.TTS_FAIL, f"a phrase of {len(phrase)} characters was left out: {why}")
+        if not self._closed:
+            self._on_trouble(ErrorCode.TTS_FAIL, f"a phrase of {len(phrase)} characters was left out: {why}")
 
     def notice(self, message: str) -> None:
         """Something worth knowing."""
-        self._on_trouble(None, message)
+        if not self._closed:
+            self._on_trouble(None, message)
 
     # --- for the session ------------------------------------------------------------------------------------
 
@@ -100,8 +122,9 @@ class Delivery:
             await self._send(self._resampler.finish())
 
     def wait_no_longer(self) -> None:
-        """Nobody will interrupt the answer any more: `played` returns."""
+        """The client says nothing any more: `played` returns, and of its credit time tells what was played."""
         self._patient = False
+        self.playback.acks_end()
         self._changed.set()
 
     async def played(self, grace_s: float) -> None:
@@ -113,17 +136,33 @@ class Delivery:
             self._changed.clear()
             await _wait(self._changed, left_s)
 
+    def close(self) -> None:
+        """The answer is over: whatever still comes of it is dropped."""
+        self._closed = True
+
     async def _send(self, samples: Float32Array) -> None:
         while len(samples):
             await self._outbox.room()
-            count = await self._allowed(len(samples))
-            self._put(samples[:count])
+            phrase = self._next_phrase()
+            count = await self._allowed(min(len(samples), phrase.end - self._sent_samples))
+            if self._closed:
+                return
+            self._put(phrase, samples[:count])
             samples = samples[count:]
+
+    def _next_phrase(self) -> _Phrase:
+        """The one that the next sample is of; the resampler holds samples back, so it may not be the newest."""
+        while self._phrases[0].end <= self._sent_samples:
+            phrase = self._phrases.popleft()
+            if phrase.index != self._told_phrase:  # too short to be heard
+                self._told_phrase = phrase.index
+                self.playback.sent(phrase.index, phrase.text, 0.0)
+        return self._phrases[0]
 
     async def _allowed(self, samples: int) -> int:
         """Wait until some of so many samples may be sent; returns how many."""
         chunk_ms = min(CHUNK_MS, 1000 * samples / self._rate_hz)
-        while self._credit_ms is not None:
+        while self._credit_ms is not None and (self._patient or self._credit_ms >= LEAST_CREDIT_MS):
             chunk_ms = min(CHUNK_MS, self._credit_ms, 1000 * samples / self._rate_hz)
             missing_ms = self.playback.unplayed_ms + chunk_ms - self._credit_ms
             if missing_ms <= 0 and self._credit_ms >= LEAST_CREDIT_MS:
@@ -134,23 +173,21 @@ class Delivery:
             await _wait(self._changed, None if waits_for_client else max(_LEAST_WAIT_S, missing_ms / 1000))
         return max(1, round(chunk_ms * self._rate_hz / 1000))
 
-    def _put(self, samples: Float32Array) -> None:
-        assert self._phrase is not None, "audio comes with its phrase"
-        index, text = self._phrase
+    def _put(self, phrase: _Phrase, samples: Float32Array) -> None:
         self._on_audio()
-        is_new, self._told_phrase = index != self._told_phrase, index
+        is_new, self._told_phrase = phrase.index != self._told_phrase, phrase.index
         chunk = SpeechChunk(
             turn=self._turn,
             seq=self.chunks,
             samples=np.clip(samples, -1.0, 1.0),
             sample_rate_hz=self._rate_hz,
             first_sample=self._sent_samples,
-            phrase_index=index,
-            phrase_text=text if is_new else None,
+            phrase_index=phrase.index,
+            phrase_text=phrase.text if is_new else None,
         )
         self.chunks += 1
         self._sent_samples += len(samples)
-        self.playback.sent(index, text, chunk.duration_ms)
+        self.playback.sent(phrase.index, phrase.text, chunk.duration_ms)
         self._outbox.put(chunk)
 
 

@@ -86,6 +86,17 @@ class Playback:
         """The client has played so much of the answer. It cannot be more than was sent, nor less than before."""
         self._acked_ms = min(max(played_ms, self._acked_ms or 0), int(self._sent_ms))
 
+    def acks_end(self) -> None:
+        """The client says no more what was played: from now on time tells."""
+        self._acked_ms = None
+
+    def take_back(self, duration_ms: float) -> None:
+        """The newest audio, so much of it, is not sent after all: nobody can have heard it."""
+        self._sent_ms -= duration_ms
+        self._plays_until_s -= duration_ms / 1000
+        if self._acked_ms is not None:
+            self._acked_ms = min(self._acked_ms, int(self._sent_ms))
+
     def heard(self) -> Heard:
         """What was heard by now."""
         played_ms = self._played_ms()

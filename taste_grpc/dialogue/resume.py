@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import secrets
 import time
 from collections.abc import Callable
@@ -16,7 +17,8 @@ from taste_grpc.audio import Encoding
 from taste_grpc.dialogue.events import Options, VoiceChoice
 from taste_grpc.dialogue.memory import Exchange
 
-_SUFFIX = ".json"
+_SAVED, _TAKEN, _SCRATCH = ".json", ".taken", ".new"
+_OURS = re.compile(r"[0-9a-f]{64}(\.json|\.taken|\.[0-9a-f]{16}\.new)")
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,9 @@ class SavedConversation:
 class ResumeStore:
     """Saved conversations as files of one directory, which all servers that shall take them over have in common.
 
-    A token is the only key to its file: the file's name is a hash of it. Calls block for the time of a small file.
+    A token is the only key to its file: the file's name is a hash of it. That it was taken says a file beside it, which
+    only one can make: so nobody who renews a conversation stands in the way of somebody who takes it. Calls block for
+    the time of a small file, and may come from any thread.
 
     Args:
         directory: made when it is not there, for its owner only.
@@ -72,52 +76,65 @@ class ResumeStore:
         self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._forget_old()
         token = secrets.token_urlsafe(32)
-        self._write(self._path(token), conversation)
+        self._write(self._path(token), conversation, self._clock())
         return token
 
     def renew(self, token: str, conversation: SavedConversation) -> None:
-        """Keep the newer state of a conversation under its token, unless it was taken in the meantime."""
-        path = self._path(token)
+        """Keep the newer state of a conversation under its token, unless it was taken in the meantime.
+
+        Its lifetime stays what it was. What cannot be written leaves the older state there.
+        """
+        path, taken = self._path(token), self._taken(token)
         with suppress(OSError):
             saved_at = path.stat().st_mtime
-            self._write(path, conversation, only_if_there=True)
-            os.utime(path, (saved_at, saved_at))
+            if not taken.exists():
+                self._write(path, conversation, saved_at)
+            if taken.exists():
+                path.unlink()
 
     def take(self, token: str) -> SavedConversation | None:
         """The conversation of `token`, which is worth nothing from now on; None when it was already."""
-        path = self._path(token)
-        mine = path.with_name(f"{path.stem}.{secrets.token_hex(8)}.taken")
+        path, taken = self._path(token), self._taken(token)
         try:
-            path.rename(mine)  # of two that try, one succeeds
-        except OSError:
-            return None
-        try:
-            if self._clock() - mine.stat().st_mtime > self.lifetime_s:
-                return None
-            return SavedConversation.from_json(mine.read_text("utf-8"))
+            expires_at = path.stat().st_mtime + self.lifetime_s
+            os.close(os.open(taken, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))  # of two that try, one succeeds
+            now = self._clock()
+            os.utime(taken, (now, now))
+            text = path.read_text("utf-8")
+            path.unlink(missing_ok=True)
+            return SavedConversation.from_json(text) if now <= expires_at else None
         except (OSError, ValueError, KeyError, TypeError):
             return None
-        finally:
-            mine.unlink(missing_ok=True)
+
+    def put_back(self, token: str, conversation: SavedConversation) -> None:
+        """Let a token count again that was just taken, its lifetime anew. Raises OSError when it cannot be written."""
+        self._write(self._path(token), conversation, self._clock())
+        self._taken(token).unlink(missing_ok=True)
 
     def _path(self, token: str) -> Path:
-        return self._directory / (hashlib.sha256(token.encode()).hexdigest() + _SUFFIX)
+        return self._directory / (hashlib.sha256(token.encode("utf-8", "surrogatepass")).hexdigest() + _SAVED)
 
-    def _write(self, path: Path, conversation: SavedConversation, *, only_if_there: bool = False) -> None:
-        scratch = path.with_name(f"{path.stem}.{secrets.token_hex(8)}.new")
+    def _taken(self, token: str) -> Path:
+        """Says that the token counts no more; outlives a state that is written too late."""
+        return self._path(token).with_suffix(_TAKEN)
+
+    def _write(self, path: Path, conversation: SavedConversation, saved_at: float) -> None:
+        scratch = path.with_suffix(f".{secrets.token_hex(8)}{_SCRATCH}")
         descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(conversation.to_json())
-        now = self._clock()
-        os.utime(scratch, (now, now))
-        if only_if_there and not path.exists():
-            scratch.unlink()
-            return
-        scratch.replace(path)
+        try:
+            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+                file.write(conversation.to_json())
+            os.utime(scratch, (saved_at, saved_at))
+            scratch.replace(path)
+        except BaseException:
+            scratch.unlink(missing_ok=True)
+            raise
 
     def _forget_old(self) -> None:
+        """Delete what is too old, of what this store has written; other files in the directory are none of its own."""
         oldest = self._clock() - self.lifetime_s
         for path in self._directory.iterdir():
-            with suppress(OSError):
-                if path.stat().st_mtime < oldest:
-                    path.unlink()
+            if _OURS.fullmatch(path.name):
+                with suppress(OSError):
+                    if path.stat().st_mtime < oldest:
+                        path.unlink()

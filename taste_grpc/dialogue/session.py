@@ -6,8 +6,9 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from concurrent.futures import Executor
+from contextlib import aclosing
 
 from taste_grpc.dialogue.conversation import Conversation, ConversationParts, Manner, fault_of_the_server
 from taste_grpc.dialogue.ear import Ear
@@ -52,7 +53,7 @@ class Session:
         ear: for its microphone.
         ears: threads on which microphone audio is looked at.
         resumed: whether it goes on from an earlier call.
-        on_over: called when nothing more will be said, before the client learns of it.
+        on_over: called when nothing more will be said; the client learns of the end once it has returned.
         on_closed: called once it holds nothing any more.
         clock: seconds.
     """
@@ -66,14 +67,14 @@ class Session:
         ears: Executor,
         *,
         resumed: bool = False,
-        on_over: Callable[[Session], None] = lambda session: None,
+        on_over: Callable[[Session], Awaitable[None]] | None = None,
         on_closed: Callable[[Session], None] = lambda session: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.session_id = uuid.uuid4().hex[:16]
         self.manner = manner
         self._ear, self._ears, self._on_over, self._on_closed = ear, ears, on_over, on_closed
-        self._outbox = Outbox()
+        self._outbox = Outbox(on_notice=lambda message: parts.metrics.notice(self.session_id, message))
         self._outbox.put(Started(self.session_id, manner.voice, resumed))
         self._conversation = Conversation(
             self.session_id,
@@ -90,6 +91,8 @@ class Session:
         self._space = asyncio.Semaphore(QUEUED_EVENTS)
         self._input_ended = self._leaving = self._over = self._was_cut = False
         self._driver = asyncio.create_task(self._drive(), name="converse")
+        self._farewell: asyncio.Task[None] | None = None
+        self._closing: asyncio.Task[None] | None = None
 
     @property
     def was_cut(self) -> bool:
@@ -154,27 +157,50 @@ class Session:
 
     async def events(self) -> AsyncGenerator[ServerEvent]:
         """What the client is to be told, for one reader; ends with the conversation."""
-        async for event in self._outbox.events():
-            yield event
+        async with aclosing(self._outbox.events()) as events:
+            async for event in events:
+                yield event
+        if self._farewell is not None:
+            await asyncio.wait([self._farewell])
 
     async def aclose(self) -> None:
-        """End at once; returns when nothing of the conversation is left running."""
+        """End at once; returns when nothing of the conversation is left running, even if it is cancelled meanwhile."""
         self._end()
         self._outbox.clear()
-        self._driver.cancel()
-        await asyncio.wait([self._driver])
-        await self._conversation.aclose()
-        self._on_closed(self)
+        if self._closing is None:
+            self._closing = asyncio.create_task(self._close(), name="close-conversation")
+        cancelled: asyncio.CancelledError | None = None
+        while not self._closing.done():
+            try:
+                await asyncio.wait([self._closing])
+            except asyncio.CancelledError as error:
+                cancelled = error
+        if cancelled is not None:
+            raise cancelled
+        self._closing.result()
+
+    async def _close(self) -> None:
+        try:
+            self._driver.cancel()
+            await asyncio.wait([self._driver])
+            await self._conversation.aclose()
+            if self._farewell is not None:
+                await asyncio.wait([self._farewell])
+        finally:
+            self._on_closed(self)
 
     async def _drive(self) -> None:
         try:
-            while not self._over:
+            while True:
+                await self._outbox.bearable()
                 event = await self._inbox.get()
-                self._space.release()
+                if self._over:
+                    return
                 if event is None:
                     self._input_ended = True
                     self._conversation.end_input()
                 else:
+                    self._space.release()
                     await self._handle(event)
         except InvalidInputError as error:
             self._fail(ErrorCode.PROTOCOL_VIOLATION, str(error))
@@ -188,7 +214,8 @@ class Session:
             case AudioIn(data):
                 self._ear.check(data)
                 frames = await asyncio.get_running_loop().run_in_executor(self._ears, self._ear.push, data)
-                conversation.hear(frames, len(data))
+                if not self._over:
+                    conversation.hear(frames, len(data))
             case Stop():
                 conversation.stop()
             case Cancel():
@@ -213,13 +240,22 @@ class Session:
 
     def _fail(self, code: ErrorCode, message: str) -> None:
         if not self._over:
-            self._conversation.fail(code, message)
-            self._end()
+            try:
+                self._conversation.fail(code, message)
+            finally:
+                self._end()
 
     def _end(self) -> None:
         if not self._over:
             self._over = True
-            self._on_over(self)
             self._outbox.close()
             self._space.release()
             self._inbox.put_nowait(None)
+            if self._on_over is not None:
+                self._farewell = asyncio.create_task(self._say_farewell(self._on_over), name="conversation-over")
+
+    async def _say_farewell(self, on_over: Callable[[Session], Awaitable[None]]) -> None:
+        try:
+            await on_over(self)
+        except Exception as error:
+            log_event(logger, logging.ERROR, "a conversation was not kept", error=error, session=self.session_id)

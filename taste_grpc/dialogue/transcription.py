@@ -104,7 +104,8 @@ class Transcription:
         self._on_partial, self._clock = on_partial, clock
         self._voiced_until_ms = 0.0
         self._decode: _Decode | None = None
-        self._covered_ms = 0.0  # by the last decode that was begun
+        self._begun_ms = 0.0  # length of the recording when the last decode was begun
+        self._covered_ms = 0.0  # by that decode; 0 when it failed
         self._cost_ms = 0.0
         self._due_ms = float(FIRST_PARTIAL_MS)  # length of the recording at which the next partial is due
         self._text = ""
@@ -119,7 +120,7 @@ class Transcription:
             self._voiced_until_ms = now_ms
         if self._over or self._decode is not None:
             return
-        if now_ms >= self._due_ms and now_ms - self._covered_ms >= LEAST_ADDED_MS:
+        if now_ms >= self._due_ms and now_ms - self._begun_ms >= LEAST_ADDED_MS:
             self._begin(is_partial=True)
         elif self._has_settled(now_ms) and not self._transcriber.waiting:
             self._begin(is_partial=False)
@@ -140,11 +141,10 @@ class Transcription:
         self.decodes += 1
         return await self._transcriber.transcribe(self.recording.samples(), urgent=True, language=self._language)
 
-    def abandon(self) -> None:
-        """Nobody wants the rest: what waits is not decoded, and what is being decoded is dropped."""
+    def abandon(self) -> asyncio.Task[str] | None:
+        """Nobody wants the rest: no decode begins any more. Returns the one under way, which is to be cancelled."""
         self._over = True
-        if self._decode is not None:
-            self._decode.task.cancel()
+        return None if self._decode is None else self._decode.task
 
     def _is_whole(self, until_ms: float) -> bool:
         """Whether a decode of so much of the recording heard the last word to its end."""
@@ -152,18 +152,18 @@ class Transcription:
 
     def _has_settled(self, now_ms: float) -> bool:
         silent_ms = now_ms - self._voiced_until_ms
-        return bool(self._voiced_until_ms) and silent_ms >= SETTLED_MS and self._covered_ms < self._voiced_until_ms
+        return bool(self._voiced_until_ms) and silent_ms >= SETTLED_MS and self._begun_ms < self._voiced_until_ms
 
     def _begin(self, *, is_partial: bool) -> None:
         self.decodes += 1
-        self._covered_ms = self.recording.ms
-        task = asyncio.create_task(self._run(self._covered_ms, is_partial=is_partial), name="transcribe")
-        self._decode = _Decode(self._covered_ms, task)
+        self._begun_ms = self._covered_ms = until_ms = self.recording.ms
+        run = self._run(self.recording.samples(), until_ms, is_partial=is_partial)
+        task = asyncio.create_task(run, name="transcribe")
+        self._decode = _Decode(until_ms, task)
         task.add_done_callback(self._ended)
 
-    async def _run(self, until_ms: float, *, is_partial: bool) -> str:
+    async def _run(self, samples: Float32Array, until_ms: float, *, is_partial: bool) -> str:
         begun = self._clock()
-        samples = self.recording.samples()
         text = await self._transcriber.transcribe(samples, urgent=not is_partial, language=self._language)
         self._cost_ms = 1000 * (self._clock() - begun)
         self._text = text

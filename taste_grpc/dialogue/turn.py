@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
+from typing import Any
 
 from taste_grpc.dialogue.delivery import Delivery
 from taste_grpc.dialogue.metrics import TurnTimes
@@ -41,8 +42,9 @@ class Turn:
         """What of the answer was heard by now."""
         return self.delivery.playback.heard() if self.delivery is not None else Heard(0, "", estimated=True)
 
-    def abandon(self) -> asyncio.Task[None] | None:
-        """Ask for no more transcripts; returns the task that is to be stopped too, if there is one."""
-        if self.transcription is not None:
-            self.transcription.abandon()
-        return self.task
+    def abandon(self) -> list[asyncio.Task[Any]]:
+        """Take in no more transcript and no more answer; returns the tasks that are to be stopped."""
+        if self.delivery is not None:
+            self.delivery.close()
+        decode = self.transcription.abandon() if self.transcription is not None else None
+        return [task for task in (self.task, decode) if task is not None]
