@@ -101,8 +101,8 @@ class Playback:
         """What was heard by now."""
         played_ms = self._played_ms()
         parts = []
-        for phrase in self._phrases:
-            if phrase.end_ms <= played_ms:
+        for phrase in self._phrases if played_ms else ():
+            if int(phrase.end_ms) <= played_ms:  # clients count whole ms
                 parts.append(phrase.text)
             elif phrase.begin_ms < played_ms:
                 share = (played_ms - phrase.begin_ms) / (phrase.end_ms - phrase.begin_ms)

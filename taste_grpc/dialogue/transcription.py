@@ -120,7 +120,10 @@ class Transcription:
             self._voiced_until_ms = now_ms
         if self._over or self._decode is not None:
             return
-        if now_ms >= self._due_ms and now_ms - self._begun_ms >= LEAST_ADDED_MS:
+        if now_ms >= self._due_ms and self._is_whole(self._covered_ms):
+            self._due_ms = now_ms + self._interval_ms
+            self._show(self._covered_ms)  # nothing was said since
+        elif now_ms >= self._due_ms and now_ms - self._begun_ms >= LEAST_ADDED_MS:
             self._begin(is_partial=True)
         elif self._has_settled(now_ms) and not self._transcriber.waiting:
             self._begin(is_partial=False)
@@ -170,10 +173,13 @@ class Transcription:
         if is_partial:
             wait_ms = min(self._interval_ms, FIRST_PARTIAL_MS) if not text else self._interval_ms
             self._due_ms = until_ms + max(wait_ms, _REST * self._cost_ms)
-            if text and text != self._shown and not self._over:
-                self._shown = text
-                self._on_partial(text, round(until_ms))
+            self._show(until_ms)
         return text
+
+    def _show(self, until_ms: float) -> None:
+        if self._text and self._text != self._shown and not self._over:
+            self._shown = self._text
+            self._on_partial(self._text, round(until_ms))
 
     def _ended(self, task: asyncio.Task[str]) -> None:
         if self._decode is not None and self._decode.task is task:
