@@ -84,6 +84,33 @@ class BlockingStream:
         return self._stream.results
 
 
+class BlockingConversation:
+    """An AsyncConversation whose methods block."""
+
+    def __init__(self, thread: LoopThread, talk: Any) -> None:
+        self._thread = thread
+        self._talk = talk
+
+    def __iter__(self) -> BlockingConversation:
+        return self
+
+    def __next__(self) -> Any:
+        return next(BlockingStream(self._thread, self._talk))
+
+    def __enter__(self) -> BlockingConversation:
+        self._thread.run(self._talk.__aenter__())
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._thread.run(self._talk.__aexit__(*error))
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._talk, name)
+        if not callable(found):
+            return found
+        return lambda *args, **options: self._thread.run(found(*args, **options))
+
+
 class BlockingClient:
     """An AsyncTasteClient whose methods block."""
 
@@ -108,6 +135,9 @@ class BlockingClient:
 
     def speak(self, *args: Any, **options: Any) -> BlockingStream:
         return self._stream(self._client.speak, *args, **options)
+
+    def converse(self, **options: Any) -> BlockingConversation:
+        return BlockingConversation(self._thread, self._thread.call(self._client.converse, **options))
 
     def close(self) -> None:
         self._thread.run(self._client.close())

@@ -10,10 +10,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
+from fake_dialogue import FakeDialogue
 from google.protobuf import any_pb2, duration_pb2
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
-from taste.v1 import common_pb2, taste_pb2, taste_pb2_grpc
+from taste.v1 import common_pb2, dialogue_pb2_grpc, taste_pb2, taste_pb2_grpc
 
 DETAILS = "grpc-status-details-bin"
 CODES = {code.value[0]: code for code in grpc.StatusCode}
@@ -79,6 +80,14 @@ class FakeServicer(taste_pb2_grpc.TasteServiceServicer):
     speaking: threading.Event = field(default_factory=threading.Event)
     ended: dict[str, threading.Event] = field(default_factory=lambda: {"Generate": _event(), "Detokenize": _event()})
     hold: threading.Event = field(default_factory=threading.Event)
+    dialogue: FakeDialogue = field(default_factory=FakeDialogue)
+
+    def __post_init__(self) -> None:
+        self.dialogue.refuse = self._refuse_conversation
+
+    def _refuse_conversation(self, method: str, context: grpc.ServicerContext) -> None:
+        self._arrive(method, context)
+        self._refuse(method, context)
 
     def _arrive(self, method: str, context: grpc.ServicerContext) -> None:
         self.attempts.append(method)
@@ -180,9 +189,11 @@ def start_server(
     interceptors = [interceptor] if interceptor else []
     server = grpc.server(pool, interceptors=interceptors, options=[("grpc.max_receive_message_length", 16 << 20)])
     taste_pb2_grpc.add_TasteServiceServicer_to_server(servicer, server)
+    dialogue_pb2_grpc.add_DialogueServiceServicer_to_server(servicer.dialogue, server)
     where = "127.0.0.1:0"
     port = server.add_secure_port(where, credentials) if credentials else server.add_insecure_port(where)
     server.start()
     stack.callback(lambda: server.stop(None).wait())
     stack.callback(servicer.hold.set)
+    stack.callback(servicer.dialogue.hold.set)
     return port

@@ -10,7 +10,20 @@ import pytest
 from fake_server import FakeServicer
 
 from taste.v1 import common_pb2
-from taste_grpc_client import AsyncTasteClient, CallCancelledError, InvalidArgumentError, text_segment
+from taste_grpc_client import (
+    AsyncConversation,
+    AsyncTasteClient,
+    CallCancelledError,
+    ConversationEndedError,
+    ConversationError,
+    ConversationEvent,
+    InvalidArgumentError,
+    MarkReached,
+    Phase,
+    PhaseChanged,
+    SpeechChunk,
+    text_segment,
+)
 
 
 @pytest.fixture
@@ -95,3 +108,122 @@ async def test_a_channel_that_was_given_stays_open(target: str) -> None:
         for _ in range(2):
             async with AsyncTasteClient(channel=channel) as client:
                 assert (await client.model_info()).vq_dim == 2
+
+
+# --- conversations ------------------------------------------------------------------------------------
+
+
+async def until_mark(talk: AsyncConversation) -> list[ConversationEvent]:
+    await talk.mark("here")
+    events = []
+    async for event in talk:
+        if event == MarkReached("here"):
+            break
+        events.append(event)
+    return events
+
+
+async def test_who_stops_waiting_for_an_event_loses_none(client: AsyncTasteClient) -> None:
+    async with client.converse() as talk:
+        assert await anext(talk) == talk.started
+        for _ in range(3):
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(anext(talk), 0.02)
+        await talk.say("hello")
+        events = await until_mark(talk)
+        assert (events[0], events[-1]) == (PhaseChanged(0, Phase.THINKING), PhaseChanged(1, Phase.IDLE))
+
+
+async def test_a_sender_that_gives_up_leaves_the_conversation_alone(
+    client: AsyncTasteClient, servicer: FakeServicer
+) -> None:
+    async with client.converse() as talk:
+        await talk.say("deaf")
+        for _ in range(3):
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(send(talk), 0.2)
+        servicer.dialogue.hold.set()
+        await talk.say("hello")
+        assert (await until_mark(talk))[-1] == PhaseChanged(2, Phase.IDLE)
+    sizes = {len(request.audio) for request in servicer.dialogue.received if request.audio}
+    assert sizes == {6400}
+
+
+async def test_nothing_runs_after_a_conversation(client: AsyncTasteClient, servicer: FakeServicer) -> None:
+    for order in ("hello", "deaf", "flood", "fail INTERNAL"):
+        async with client.converse() as talk, asyncio.TaskGroup() as group:
+            await talk.say(order)
+            readers = [group.create_task(read(talk)), group.create_task(send(talk))]
+            await asyncio.sleep(0.05)
+            await talk.close()
+        assert all(task.done() for task in readers)
+        await nothing_runs()
+        servicer.dialogue.hold.set()
+
+
+async def nothing_runs() -> None:
+    """gRPC's own task, which takes note of the status, may have a step left."""
+    async with asyncio.timeout(10):
+        while asyncio.all_tasks() != {asyncio.current_task()}:
+            await asyncio.sleep(0)  # noqa: ASYNC110  # there is no event
+
+
+async def read(talk: AsyncConversation) -> None:
+    try:
+        async for _ in talk:
+            pass
+    except (CallCancelledError, ConversationError):
+        pass
+
+
+async def send(talk: AsyncConversation) -> None:
+    try:
+        while True:
+            await talk.send_audio(bytes(32_000))
+    except ConversationEndedError:
+        pass
+
+
+async def test_cancelling_who_holds_a_conversation_ends_it(client: AsyncTasteClient, servicer: FakeServicer) -> None:
+    opened = asyncio.Event()
+
+    async def hold() -> None:
+        async with client.converse() as talk:
+            opened.set()
+            async for _ in talk:
+                pass
+
+    task = asyncio.create_task(hold())
+    await opened.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert await asyncio.to_thread(servicer.dialogue.ended.wait, 10)
+    await nothing_runs()
+
+
+async def test_opening_can_be_cancelled(client: AsyncTasteClient, servicer: FakeServicer) -> None:
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(client.converse(system_prompt="mute").open(), 0.2)
+    assert await asyncio.to_thread(servicer.dialogue.ended.wait, 10)
+    await nothing_runs()
+
+
+async def test_a_conversation_is_read_and_sent_to_by_tasks_of_their_own(client: AsyncTasteClient) -> None:
+    """The shape of the documentation."""
+    chunks: list[SpeechChunk] = []
+
+    async def listen(talk: AsyncConversation) -> None:
+        async for event in talk:
+            match event:
+                case SpeechChunk():
+                    chunks.append(event)
+                case PhaseChanged(phase=Phase.COMPLETE):
+                    await talk.half_close()
+
+    async with client.converse() as talk, asyncio.TaskGroup() as group:
+        group.create_task(listen(talk))
+        for _ in range(10):
+            await talk.send_audio(bytes(640))
+        await talk.say("hello")
+    assert [chunk.seq for chunk in chunks] == [0, 1]

@@ -11,16 +11,24 @@ import pytest
 
 import taste_grpc_client
 from taste_grpc_client import (
+    AsyncConversation,
     AsyncResultStream,
     AsyncSpeechStream,
     AsyncTasteClient,
+    Conversation,
     ResultStream,
     SpeechStream,
     TasteClient,
 )
 
-PAIRS = [(TasteClient, AsyncTasteClient), (ResultStream, AsyncResultStream), (SpeechStream, AsyncSpeechStream)]
+PAIRS = [
+    (TasteClient, AsyncTasteClient),
+    (ResultStream, AsyncResultStream),
+    (SpeechStream, AsyncSpeechStream),
+    (Conversation, AsyncConversation),
+]
 SAME = {
+    "AsyncConversation": "Conversation",
     "AsyncResultStream": "ResultStream",
     "AsyncSpeechStream": "SpeechStream",
     "AnySpoken": "Spoken",

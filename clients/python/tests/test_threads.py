@@ -6,6 +6,7 @@ import gc
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import AsyncIterator, Iterator
 
 import grpc
@@ -13,7 +14,14 @@ import pytest
 from fake_server import FakeServicer
 
 from taste.v1 import common_pb2
-from taste_grpc_client import CallCancelledError, TasteClient, text_segment
+from taste_grpc_client import (
+    CallCancelledError,
+    Conversation,
+    ConversationEndedError,
+    ConversationError,
+    TasteClient,
+    text_segment,
+)
 
 
 @pytest.fixture
@@ -89,6 +97,42 @@ def test_a_channel_that_was_given_stays_open(target: str) -> None:
         for _ in range(2):
             with TasteClient(channel=channel) as client:
                 assert client.model_info().vq_dim == 2
+
+
+@pytest.mark.parametrize("order", ["hello", "deaf", "flood", "fail INTERNAL"])
+def test_no_thread_runs_after_a_conversation(target: str, servicer: FakeServicer, order: str) -> None:
+    with TasteClient(target) as client, client.converse():
+        pass  # what gRPC starts once, and the server's threads
+    before = {thread for thread in threading.enumerate() if not thread.name.startswith("ThreadPool")}
+    with TasteClient(target, timeout_s=30) as client, client.converse() as talk:
+        talk.say(order)
+        threads = [threading.Thread(target=work, args=(talk,)) for work in (read, send)]
+        for thread in threads:
+            thread.start()
+        closing = threading.Timer(0.05, talk.close)
+        closing.start()
+        for thread in [*threads, closing]:
+            thread.join(10)
+    deadline = time.monotonic() + 10
+    while left := {each for each in threading.enumerate() if not each.name.startswith("ThreadPool")} - before:
+        assert time.monotonic() < deadline, left
+        time.sleep(0.01)
+
+
+def read(talk: Conversation) -> None:
+    try:
+        for _ in talk:
+            pass
+    except (CallCancelledError, ConversationError):
+        pass
+
+
+def send(talk: Conversation) -> None:
+    try:
+        while True:
+            talk.send_audio(bytes(32_000))
+    except ConversationEndedError:
+        pass
 
 
 def test_importing_the_client_needs_neither_torch_nor_numpy_nor_the_server() -> None:

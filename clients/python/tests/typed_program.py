@@ -16,6 +16,8 @@ import grpc.aio
 from taste.v1.common_pb2 import AudioClip, Segment
 from taste.v1.taste_pb2 import DetokenizeResponse, GetModelInfoResponse, StreamingResult, TokenizeResponse
 from taste_grpc_client import (
+    AnswerVoice,
+    AsyncConversation,
     AsyncResultStream,
     AsyncSpeechStream,
     AsyncTasteClient,
@@ -23,31 +25,52 @@ from taste_grpc_client import (
     AuthenticationError,
     BinaryFile,
     CallCancelledError,
+    Conversation,
+    ConversationEndedError,
+    ConversationError,
+    ConversationEvent,
+    ConversationOptions,
     DeadlineExceededError,
     Emit,
+    ErrorCode,
+    Failure,
     FieldViolation,
+    FinalTranscript,
     GenerateOptions,
+    GoingAway,
     IdleError,
+    Interrupted,
     InvalidArgumentError,
+    LlmToken,
+    MarkReached,
     MessageTooLargeError,
+    MicrophoneAudio,
     ModelError,
+    Notice,
     OnResult,
     OverloadedError,
+    PartialTranscript,
     PcmEncoding,
     PemSource,
+    Phase,
+    PhaseChanged,
     ResultStream,
     Retry,
     RoleName,
     SampleArray,
     ServerError,
     Speaker,
+    SpeechChunk,
+    SpeechComplete,
     SpeechStream,
     SpokenText,
+    Started,
     TasteClient,
     TasteClientError,
     TasteFileError,
     Tls,
     TlsError,
+    TurnMetrics,
     UnavailableError,
     UnimplementedError,
     WavWriter,
@@ -139,6 +162,8 @@ def explain(error: TasteClientError) -> str:
     kinds: tuple[type[TasteClientError], ...] = (
         AuthenticationError,
         CallCancelledError,
+        ConversationEndedError,
+        ConversationError,
         DeadlineExceededError,
         IdleError,
         InvalidArgumentError,
@@ -173,6 +198,69 @@ async def converse_async(speaker: Speaker) -> None:
     AsyncTasteClient(channel=grpc.aio.insecure_channel("localhost:50051"))
 
 
+def talk_live(client: TasteClient, audio: MicrophoneAudio, voice: AnswerVoice, options: ConversationOptions) -> str:
+    with client.converse(sample_rate_hz=48_000, channels=2, voice=voice, timeout_s=60, **options) as talk:
+        assert_type(talk, Conversation)
+        assert_type(talk.started, Started | None)
+        talk.send_audio(audio)
+        talk.send_audio(b"\0\0")
+        talk.stop()
+        for event in talk:
+            assert_type(event, ConversationEvent)
+            print(describe(event))
+            if isinstance(event, SpeechChunk):
+                talk.ack(event.turn, event.duration_ms)
+        return talk.resume_token or ""
+
+
+def describe(event: ConversationEvent) -> str:
+    match event:
+        case Started(session_id=name, resumed=resumed):
+            return f"{name} {resumed}"
+        case PhaseChanged(turn=turn, phase=phase):
+            assert_type(phase, Phase)
+            return f"{turn} {phase is Phase.COMPLETE}"
+        case PartialTranscript(text=text) | FinalTranscript(text=text) | LlmToken(text=text):
+            return text
+        case SpeechChunk():
+            assert_type(event.audio, bytes)
+            assert_type(event.phrase_text, str | None)
+            return event.encoding
+        case SpeechComplete() | TurnMetrics():
+            return str(event.turn + 1)
+        case Interrupted(heard_text=text):
+            return text
+        case MarkReached(id=name):
+            return name
+        case Notice(turn=about, message=text):
+            assert_type(about, int | None)
+            return text
+        case Failure(code=code):
+            assert_type(code, ErrorCode)
+            return code.value
+        case GoingAway(resume_token=token):
+            return token
+
+
+async def talk_live_async(client: AsyncTasteClient) -> ErrorCode | None:
+    try:
+        async with client.converse(encoding="float32le", language="en", system_prompt="Be brief.") as talk:
+            assert_type(talk, AsyncConversation)
+            for work in (talk.send_audio([0.5]), talk.say("hi"), talk.credit(1000), talk.ack(0, 1.5), talk.mark("x")):
+                await work
+            await talk.stop()
+            await talk.cancel()
+            await talk.half_close()
+            async for event in talk:
+                assert_type(event, ConversationEvent)
+    except ConversationEndedError as ended:
+        print(ended.code)
+    except ConversationError as error:
+        assert_type(error.error_code, ErrorCode)
+        return error.error_code
+    return None
+
+
 async def more_async() -> AsyncIterator[Segment | SpokenText]:
     yield text_segment("a")
 
@@ -182,4 +270,6 @@ if __name__ == "__main__":
         converse(connections()[0], "word", "float32le", "user", [0.5])
     except TasteClientError as caught:
         print(explain(caught))
+    talk_live(connections()[0], [0], "joe", {"barge_in": False, "vad_silence_ms": 300})
     asyncio.run(converse_async("voice.wav"))
+    asyncio.run(talk_live_async(AsyncTasteClient()))

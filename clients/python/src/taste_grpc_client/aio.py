@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import weakref
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from functools import partial
 from types import TracebackType
 from typing import Any, Generic, Self, TypeAlias, TypeVar, Unpack
@@ -13,6 +12,7 @@ import grpc
 import grpc.aio
 
 from taste.v1.common_pb2 import Segment
+from taste.v1.dialogue_pb2_grpc import DialogueServiceStub
 from taste.v1.taste_pb2 import (
     DetokenizeConfig,
     DetokenizeResponse,
@@ -22,8 +22,11 @@ from taste.v1.taste_pb2 import (
     TokenizeResponse,
 )
 from taste.v1.taste_pb2_grpc import TasteServiceStub
+from taste_grpc_client.aio_conversation import AsyncConversation
+from taste_grpc_client.aio_status import CallStatus, is_cancelled_itself
 from taste_grpc_client.audio import AudioSource
 from taste_grpc_client.connection import DEFAULT_TARGET, Connection
+from taste_grpc_client.conversation_requests import AnswerVoice, ConversationOptions, MicrophoneFormat, start_request
 from taste_grpc_client.errors import TasteClientError, cancelled_call
 from taste_grpc_client.requests import (
     Emit,
@@ -42,52 +45,9 @@ from taste_grpc_client.streams import Answer, FormatRepeater, OnResult, StreamSt
 
 _T = TypeVar("_T")
 
-_WRITE_FAILED = (grpc.StatusCode.INTERNAL, "Internal error from Core")
-# The status that takes its place comes without notice.
-_STATUS_POLL_S = 0.005
-_STATUS_POLLS = 400
-
 _Speech: TypeAlias = """tuple[
     Callable[[], Any], Callable[[grpc.StatusCode, str, Any], TasteClientError], StreamState[DetokenizeResponse]
 ]"""
-
-
-class _Status:
-    """How a call ended.
-
-    When the server ends a call while a request is being written, grpc.aio (1.85) reports an INTERNAL of its own, in
-    place of the status that it has received, or receives in the next moment.
-    """
-
-    def __init__(self, call: Any) -> None:
-        self._call = weakref.ref(call)
-        self._parts: tuple[grpc.StatusCode, str, Any] | None = None
-        call.add_done_callback(self._keep)
-
-    def _keep(self, call: Any) -> None:
-        # The coroutines have nothing to wait for: the call has ended. A task would run them too late.
-        if self._parts is None or self._parts[:2] == _WRITE_FAILED:
-            self._parts = (_at_once(call.code()), _at_once(call.details()), _at_once(call.trailing_metadata()))
-
-    async def parts(self, error: grpc.aio.AioRpcError) -> tuple[grpc.StatusCode, str, Any]:
-        """Code, details and trailers; `error` is what grpc.aio says."""
-        for _ in range(_STATUS_POLLS):
-            call = self._call()
-            if call is None or self._parts is None or self._parts[:2] != _WRITE_FAILED:
-                break
-            await asyncio.sleep(_STATUS_POLL_S)
-            self._keep(call)
-        return self._parts or (error.code(), error.details() or "", error.trailing_metadata())
-
-
-def _at_once(answer: Coroutine[Any, Any, _T]) -> _T:
-    try:
-        answer.send(None)
-    except StopIteration as done:
-        result: _T = done.value
-        return result
-    answer.close()
-    raise RuntimeError("a call that has ended has not got its status")
 
 
 class AsyncResultStream(Generic[_T]):
@@ -112,7 +72,7 @@ class AsyncResultStream(Generic[_T]):
 
     def _begin(self) -> None:
         self._call = self._start()
-        self._status = _Status(self._call)
+        self._status = CallStatus(self._call)
         self._messages: AsyncIterator[_T] = aiter(self._call)
 
     def __aiter__(self) -> Self:
@@ -124,7 +84,7 @@ class AsyncResultStream(Generic[_T]):
         except asyncio.CancelledError:
             self._state.ended = True
             self.cancel()
-            if _is_cancelled_itself():
+            if is_cancelled_itself():
                 raise
             raise self._state.failure(cancelled_call()) from None
 
@@ -199,7 +159,7 @@ class AsyncTasteClient:
     """A connection to a taste-grpc server, to be made and used in one running event loop.
 
     Its arguments, methods and exceptions are those of `TasteClient`, which describes them. Unary calls are awaited;
-    streaming calls start at once and return an `AsyncResultStream`.
+    streaming calls start at once and return an `AsyncResultStream`; a conversation is used with `async with`.
     """
 
     def __init__(
@@ -223,7 +183,9 @@ class AsyncTasteClient:
             has_channel=channel is not None,
         )
         self._owned = self._connection.open_aio() if channel is None else None
-        self._stub: Any = TasteServiceStub(channel or self._owned)  # type: ignore[arg-type]  # asyncio's, or None
+        opened: Any = channel or self._owned
+        self._stub: Any = TasteServiceStub(opened)
+        self._dialogue: Any = DialogueServiceStub(opened)
 
     async def __aenter__(self) -> Self:
         return self
@@ -313,6 +275,37 @@ class AsyncTasteClient:
 
         return AsyncSpeechStream(*self._speech(config, spoken(), timeout_s), answer=answer, results=taken.results)
 
+    def converse(
+        self,
+        *,
+        sample_rate_hz: int = 16_000,
+        channels: int = 1,
+        encoding: PcmEncoding = "linear16",
+        language: str | None = None,
+        system_prompt: str | None = None,
+        voice: AnswerVoice | None = None,
+        voice_sample_rate_hz: int | None = None,
+        voice_encoding: PcmEncoding | None = None,
+        resume_token: str | None = None,
+        timeout_s: float | None = None,
+        **options: Unpack[ConversationOptions],
+    ) -> AsyncConversation:
+        """As `TasteClient.converse`."""
+        microphone = MicrophoneFormat(sample_rate_hz, channels, encoding)
+        request = start_request(
+            microphone,
+            language=language,
+            system_prompt=system_prompt,
+            voice=voice,
+            voice_sample_rate_hz=voice_sample_rate_hz,
+            voice_encoding=voice_encoding,
+            resume_token=resume_token,
+            options=options,
+        )
+        opening, whole = self._connection.conversation_attempts(timeout_s)
+        start = partial(self._start, self._dialogue.Converse, None, whole)
+        return AsyncConversation(start, self._connection.error, request, microphone, opening)
+
     def _speech(self, config: DetokenizeConfig, segments: AnySpoken, timeout_s: float | None) -> _Speech:
         """What makes a stream of a Detokenize call."""
         requests = AsyncRequests(config, segments, self._connection.keep_bytes)
@@ -333,7 +326,7 @@ class AsyncTasteClient:
             except grpc.aio.AioRpcError as caught:
                 error = self._connection.error(caught.code(), caught.details(), caught.trailing_metadata())
             except asyncio.CancelledError:
-                if _is_cancelled_itself():
+                if is_cancelled_itself():
                     raise
                 raise cancelled_call() from None
             wait_s = attempts.wait_s(error)
@@ -343,9 +336,3 @@ class AsyncTasteClient:
 
     def _start(self, method: Callable[..., Any], request: Any, attempts: Attempts) -> Any:
         return method(request, **self._connection.call_options(attempts))
-
-
-def _is_cancelled_itself() -> bool:
-    """Whether the running task was cancelled, and not only the call it waits for; gRPC reports both in one way."""
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0

@@ -74,7 +74,7 @@ def audio_clip(source: AudioSource, sample_rate_hz: int | None = None) -> AudioC
         if sample_rate_hz is None:
             return _file_clip(bytes(source), "the bytes given")
         return _raw_clip(AUDIO_ENCODING_LINEAR16, bytes(source), sample_rate_hz, 1)
-    return _array_clip(_list_samples(source) if isinstance(source, list | tuple) else source, sample_rate_hz)
+    return _array_clip(list_samples(source) if isinstance(source, list | tuple) else source, sample_rate_hz)
 
 
 def _read(file: BinaryFile) -> bytes:
@@ -84,7 +84,8 @@ def _read(file: BinaryFile) -> bytes:
     return data
 
 
-def _list_samples(samples: Sequence[int] | Sequence[float]) -> array.array[int] | array.array[float]:
+def list_samples(samples: Sequence[int] | Sequence[float]) -> array.array[int] | array.array[float]:
+    """Whole numbers as 16 bit, others as float32. Raises ValueError and TypeError."""
     whole = all(isinstance(sample, Integral) for sample in samples)  # those of numpy as well
     try:
         return array.array("h" if whole else "f", samples)
@@ -134,14 +135,15 @@ def _array_clip(source: object, sample_rate_hz: int | None) -> AudioClip:
     channels = 1 if view.ndim == 1 or view.shape is None else view.shape[1]
     data = view.tobytes()
     if view.format == "h":
-        return _raw_clip(AUDIO_ENCODING_LINEAR16, _little_endian(array.array("h", data)), sample_rate_hz, channels)
+        return _raw_clip(AUDIO_ENCODING_LINEAR16, little_endian(array.array("h", data)), sample_rate_hz, channels)
     if view.format in ("f", "d"):
         samples = array.array("f", array.array(view.format, data))
-        return _raw_clip(AUDIO_ENCODING_FLOAT32LE, _little_endian(samples), sample_rate_hz, channels)
+        return _raw_clip(AUDIO_ENCODING_FLOAT32LE, little_endian(samples), sample_rate_hz, channels)
     raise ValueError(f"audio: samples are int16, float32 or float64, not of buffer format {view.format!r}")
 
 
-def _little_endian(samples: array.array[int] | array.array[float]) -> bytes:
+def little_endian(samples: array.array[int] | array.array[float]) -> bytes:
+    """The samples as they travel; `samples` is used up."""
     if sys.byteorder == "big":
         samples.byteswap()
     return samples.tobytes()

@@ -12,6 +12,8 @@ from typing import Any, Generic, Self, TypeVar, Unpack
 import grpc
 
 from taste.v1.common_pb2 import Segment
+from taste.v1.dialogue_pb2 import ConverseRequest
+from taste.v1.dialogue_pb2_grpc import DialogueServiceStub
 from taste.v1.taste_pb2 import (
     DetokenizeConfig,
     DetokenizeResponse,
@@ -23,6 +25,8 @@ from taste.v1.taste_pb2 import (
 from taste.v1.taste_pb2_grpc import TasteServiceStub
 from taste_grpc_client.audio import AudioSource
 from taste_grpc_client.connection import DEFAULT_TARGET, Connection
+from taste_grpc_client.conversation import Conversation
+from taste_grpc_client.conversation_requests import AnswerVoice, ConversationOptions, MicrophoneFormat, start_request
 from taste_grpc_client.errors import TasteClientError, cancelled_call
 from taste_grpc_client.requests import (
     Emit,
@@ -149,8 +153,8 @@ class TasteClient:
         channel: an open channel to use instead of `target` and `tls`; it stays the caller's to close. It should have
             the option `grpc.enable_retries` 0: attempts of gRPC's own may lose messages of `detokenize`.
 
-    Every method takes `timeout_s`, seconds until the call fails with DeadlineExceededError (None: that of the client;
-    `math.inf`: none), and raises a `TasteClientError` when the call fails.
+    Every method takes `timeout_s`, seconds until the call fails with DeadlineExceededError (None: that of the client,
+    but for `converse`; `math.inf`: none), and raises a `TasteClientError` when the call fails.
 
     Raises:
         ValueError: arguments contradict each other, or would show the token to the network.
@@ -178,7 +182,9 @@ class TasteClient:
             has_channel=channel is not None,
         )
         self._owned = self._connection.open() if channel is None else None
-        self._stub: Any = TasteServiceStub(channel or self._owned)  # type: ignore[arg-type]  # one of them is there
+        opened: Any = channel or self._owned
+        self._stub: Any = TasteServiceStub(opened)
+        self._dialogue: Any = DialogueServiceStub(opened)
 
     def __enter__(self) -> Self:
         return self
@@ -284,6 +290,54 @@ class TasteClient:
                     yield segment
 
         return SpeechStream(*self._speech(config, spoken(), timeout_s), answer=answer, results=taken.results)
+
+    def converse(
+        self,
+        *,
+        sample_rate_hz: int = 16_000,
+        channels: int = 1,
+        encoding: PcmEncoding = "linear16",
+        language: str | None = None,
+        system_prompt: str | None = None,
+        voice: AnswerVoice | None = None,
+        voice_sample_rate_hz: int | None = None,
+        voice_encoding: PcmEncoding | None = None,
+        resume_token: str | None = None,
+        timeout_s: float | None = None,
+        **options: Unpack[ConversationOptions],
+    ) -> Conversation:
+        """A live conversation by voice, of many turns, to be used in a `with` block, which opens and ends it.
+
+        Args:
+            sample_rate_hz: of the microphone.
+            channels: of the microphone, 1 or 2.
+            encoding: in which the microphone's audio travels.
+            language: of the speech, as a BCP 47 tag; None: the recogniser's own.
+            system_prompt: instructions to the language model; None: the server's.
+            voice: how answers sound; None: the server's voice.
+            voice_sample_rate_hz: of the answers' audio; None: 16,000.
+            voice_encoding: of the answers' audio; None: linear16.
+            resume_token: of a conversation that goes on here: its history, voice and options; those given replace it.
+            timeout_s: seconds until the conversation fails; None: as long as it takes, but the client's to open it.
+            options: see `ConversationOptions`.
+        """
+        microphone = MicrophoneFormat(sample_rate_hz, channels, encoding)
+        request = start_request(
+            microphone,
+            language=language,
+            system_prompt=system_prompt,
+            voice=voice,
+            voice_sample_rate_hz=voice_sample_rate_hz,
+            voice_encoding=voice_encoding,
+            resume_token=resume_token,
+            options=options,
+        )
+        opening, whole = self._connection.conversation_attempts(timeout_s)
+
+        def start(messages: Iterator[ConverseRequest]) -> Any:
+            return self._start(self._dialogue.Converse, messages, whole)
+
+        return Conversation(start, self._error_of, request, microphone, opening)
 
     def _speech(
         self, config: DetokenizeConfig, segments: Spoken, timeout_s: float | None

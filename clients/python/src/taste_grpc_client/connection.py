@@ -92,6 +92,11 @@ class Connection:
         timeout_s = self._timeout_s if timeout_s is None else _checked_timeout(timeout_s)
         return Attempts(self._retry, None if timeout_s == math.inf else timeout_s)
 
+    def conversation_attempts(self, timeout_s: float | None) -> tuple[Attempts, Attempts]:
+        """Those of the opening of a conversation that begins now, and those of the whole of it, which has no deadline
+        unless one is given: it lasts as long as people talk."""
+        return self.attempts(timeout_s), self.attempts(math.inf if timeout_s is None else timeout_s)
+
     def call_options(self, attempts: Attempts) -> dict[str, Any]:
         """Keyword arguments of the attempt that begins now. Raises ValueError when the client is closed."""
         if self.closed.is_set():

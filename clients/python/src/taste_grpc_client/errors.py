@@ -14,6 +14,8 @@
     ├── DeadlineExceededError (TimeoutError)
     │   └── IdleError                       the server waited too long for the next segment
     ├── UnimplementedError                  the server does not offer the method
+    ├── ConversationError                   the server gave a conversation up; `error_code` says why
+    ├── ConversationEndedError              a conversation has ended, so nothing can be sent; the reader is told why
     └── ServerError                         a fault of the server; `request_id` finds it in its log
 
 What is wrong before anything is sent (a file that does not exist, samples of an
@@ -31,6 +33,8 @@ from typing import cast
 import grpc
 from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
+
+from taste_grpc_client.conversation_events import ErrorCode
 
 _DETAILS_KEY = "grpc-status-details-bin"
 _REQUEST_ID_KEY = "x-request-id"
@@ -135,6 +139,41 @@ class ServerError(TasteClientError):
     """A fault of the server."""
 
 
+class ConversationError(TasteClientError):
+    """The server gave a conversation up.
+
+    Attributes:
+        error_code: what failed.
+        code: the gRPC status that is nearest to it.
+        reason: its name in `taste.v1.ConverseErrorCode`.
+        request_id: the name of the conversation in the server's log (`Started.session_id`).
+    """
+
+    def __init__(self, error_code: ErrorCode, message: str, session_id: str = "") -> None:
+        details = StatusDetails(reason=f"CONVERSE_ERROR_CODE_{error_code}", request_id=session_id)
+        super().__init__(_STATUS_OF.get(error_code, grpc.StatusCode.INTERNAL), message, details)
+        self.error_code = error_code
+        self.args = (f"{error_code}: {message}" + (f" (conversation {session_id})" if session_id else ""),)
+
+
+class ConversationEndedError(TasteClientError):
+    """A conversation has ended, so nothing can be sent; who reads its events is told why.
+
+    Its cause (`__cause__`) is why, where that is known.
+    """
+
+    def __init__(self, cause: BaseException | None = None) -> None:
+        code = cause.code if isinstance(cause, TasteClientError) else grpc.StatusCode.FAILED_PRECONDITION
+        super().__init__(code, "the conversation has ended" + (f": {cause}" if cause else ""))
+        self.__cause__ = cause
+
+
+_STATUS_OF = {
+    ErrorCode.PROTOCOL_VIOLATION: grpc.StatusCode.FAILED_PRECONDITION,
+    ErrorCode.MODEL_LOAD_FAIL: grpc.StatusCode.UNAVAILABLE,
+    ErrorCode.UNSUPPORTED_SAMPLE_RATE: grpc.StatusCode.INVALID_ARGUMENT,
+}
+
 _CLASSES: dict[grpc.StatusCode, type[TasteClientError]] = {
     grpc.StatusCode.INVALID_ARGUMENT: InvalidArgumentError,
     grpc.StatusCode.FAILED_PRECONDITION: ModelError,
@@ -151,6 +190,13 @@ _CLASSES: dict[grpc.StatusCode, type[TasteClientError]] = {
 def cancelled_call() -> CallCancelledError:
     """The exception for a call that was cancelled on this side."""
     return CallCancelledError(grpc.StatusCode.CANCELLED, "cancelled by the client")
+
+
+def late_opening() -> DeadlineExceededError:
+    """The exception for a conversation that the server did not begin in time."""
+    return DeadlineExceededError(
+        grpc.StatusCode.DEADLINE_EXCEEDED, "the server did not begin the conversation within timeout_s"
+    )
 
 
 def from_status(

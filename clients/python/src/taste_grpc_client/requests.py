@@ -103,10 +103,11 @@ def detokenize_config(
     resume_state: bytes | None,
 ) -> DetokenizeConfig:
     """The first message of `detokenize`."""
-    if encoding not in _ENCODINGS:
-        raise ValueError(f"encoding: {encoding!r} is none of {', '.join(_ENCODINGS)}")
     config = DetokenizeConfig(
-        out_sample_rate_hz=sample_rate_hz, encoding=_ENCODINGS[encoding], seed=seed, resume_state=resume_state
+        out_sample_rate_hz=sample_rate_hz,
+        encoding=encoding_of("encoding", encoding),
+        seed=seed,
+        resume_state=resume_state,
     )
     if isinstance(speaker, SpeakerEmbedding):
         config.speaker_embedding.CopyFrom(speaker)
@@ -117,3 +118,10 @@ def detokenize_config(
         config.speaker_embedding.SetInParent()
         config.speaker_embedding.values.extend(float(value) for value in speaker)
     return config
+
+
+def encoding_of(argument: str, encoding: PcmEncoding) -> AudioEncoding.ValueType:
+    """The value of an encoding's name. Raises ValueError, which blames `argument`."""
+    if encoding not in _ENCODINGS:
+        raise ValueError(f"{argument}: {encoding!r} is none of {', '.join(_ENCODINGS)}")
+    return _ENCODINGS[encoding]

@@ -12,13 +12,16 @@ from typing import IO, Self
 
 from taste.v1.common_pb2 import AUDIO_ENCODING_FLOAT32LE, AUDIO_ENCODING_LINEAR16, AudioEncoding, AudioFormat
 from taste.v1.taste_pb2 import DetokenizeResponse
+from taste_grpc_client.conversation_events import SpeechChunk
+from taste_grpc_client.requests import encoding_of
 
 _BYTES_PER_SAMPLE = 2
 _FULL_SCALE = 32767
 
 
 class WavWriter:
-    """Writes the audio of a `detokenize` or `speak` stream to a WAV file of 16 bit samples, as it comes.
+    """Writes the audio of a `detokenize` or `speak` stream, or of answers in a conversation, to a WAV file of 16 bit
+    samples, as it comes.
 
     The file is made at the first message, which tells the sample rate, and is complete after `close` or the `with`
     block; a stream without messages leaves none. Samples of a float32 stream are rounded to 16 bit. To be used by
@@ -40,7 +43,7 @@ class WavWriter:
         """Length of what was written, in ms."""
         return 1000.0 * self._samples / self._format.sample_rate_hz if self._samples else 0.0
 
-    def write(self, response: DetokenizeResponse) -> None:
+    def write(self, response: DetokenizeResponse | SpeechChunk) -> None:
         """Appends the audio of one message.
 
         Raises:
@@ -48,9 +51,10 @@ class WavWriter:
                 messages before.
             OSError: the file cannot be written.
         """
+        form = _format_of(response)
         if self._wave is None:
-            self._wave = self._open(response.format)
-        elif response.format != self._format:
+            self._wave = self._open(form)
+        elif form != self._format:
             raise ValueError("format: differs from that of the messages before; each call needs a file of its own")
         samples = _linear16(response.audio, self._format.encoding)
         self._wave.writeframesraw(samples)
@@ -86,7 +90,9 @@ class WavWriter:
         self.close()
 
 
-def write_wav(target: str | os.PathLike[str] | IO[bytes], responses: Iterable[DetokenizeResponse]) -> float:
+def write_wav(
+    target: str | os.PathLike[str] | IO[bytes], responses: Iterable[DetokenizeResponse | SpeechChunk]
+) -> float:
     """Writes all audio of a stream to a WAV file and returns its length in ms.
 
     When the stream fails, what came before is in the file. Raises as `WavWriter.write` and the stream do.
@@ -95,6 +101,14 @@ def write_wav(target: str | os.PathLike[str] | IO[bytes], responses: Iterable[De
         for response in responses:
             writer.write(response)
     return writer.duration_ms
+
+
+def _format_of(response: DetokenizeResponse | SpeechChunk) -> AudioFormat:
+    if isinstance(response, DetokenizeResponse):
+        return response.format
+    return AudioFormat(
+        encoding=encoding_of("encoding", response.encoding), sample_rate_hz=response.sample_rate_hz, channels=1
+    )
 
 
 def _linear16(audio: bytes, encoding: AudioEncoding.ValueType) -> bytes:
