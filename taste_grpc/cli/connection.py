@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -138,30 +138,46 @@ class ServerOptions:
         return self.token or os.environ.get(TOKEN_VARIABLE) or None
 
 
+@dataclass(frozen=True)
+class Endpoint:
+    """A server that serves: its address, and what clients take beside it."""
+
+    target: str
+    client_arguments: dict[str, Any]
+
+
 @contextmanager
-def connected(options: ServerOptions, progress: ProgressLine) -> Iterator[TasteClient]:
-    """A client of the server that `options` name, or of one that is started here and stopped at the end.
+def served(options: ServerOptions, progress: ProgressLine) -> Iterator[Endpoint]:
+    """The server that `options` name, or one that is started here and stopped at the end.
 
     Raises:
         CommandError: options that do not go together.
         ServerStartError, UnavailableError: the server that was started does not serve.
     """
     options.check()
-    from taste_grpc_client import TasteClient
-
-    with ExitStack() as stack:
-        if options.server is not None:
-            try:
-                client = TasteClient(options.server, **options.client_arguments())
-            except ValueError as error:
-                raise _as_options(error) from None
-        else:
-            client = TasteClient(stack.enter_context(_own_server(options, progress)), timeout_s=options.timeout)
-        yield stack.enter_context(client)
+    if options.server is not None:
+        yield Endpoint(options.server, options.client_arguments())
+        return
+    with _own_server(options, progress) as address:
+        yield Endpoint(address, {"timeout_s": options.timeout})
 
 
-def _as_options(error: ValueError) -> CommandError:
-    """What the client has against its arguments, in terms of the options they come from."""
+@contextmanager
+def connected(options: ServerOptions, progress: ProgressLine) -> Iterator[TasteClient]:
+    """A client of the server that `served` gives. Raises the same."""
+    with served(options, progress) as endpoint:
+        from taste_grpc_client import TasteClient
+
+        try:
+            client = TasteClient(endpoint.target, **endpoint.client_arguments)
+        except ValueError as error:
+            raise as_options(error) from None
+        with client:
+            yield client
+
+
+def as_options(error: ValueError) -> CommandError:
+    """What a client has against its arguments, in terms of the options they come from."""
     argument, _, reason = str(error).partition(": ")
     option = "--" + argument.replace(".", "-").replace("_", "-").removesuffix("-file")
     for name, flag in (("allow_plaintext_token=True", "--allow-plaintext-token"), ("`tls`", "--tls")):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import dataclass
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from taste_grpc.cli.connection import JsonOption, ServerOptions, connected
+from taste_grpc.cli.connection import JsonOption, ServerOptions, connected, served
 from taste_grpc.cli.failure import usage_error
 from taste_grpc.cli.files import read_clip
 from taste_grpc.cli.numbers import int32, uint64
@@ -20,6 +21,8 @@ from taste_grpc.errors import InvalidInputError
 if TYPE_CHECKING:
     from taste_grpc.talk import Talked, TalkOptions
 
+_LIVE = "Conversation"
+
 
 @dataclass(frozen=True)
 class AnswerOptions:
@@ -28,7 +31,10 @@ class AnswerOptions:
     text: Annotated[str | None, typer.Option(help="What is said in FILE; recognised by the server if not given.")] = (
         None
     )
-    system: Annotated[str | None, typer.Option(help="Instruction before the question; empty for none.")] = None
+    system: Annotated[
+        str | None,
+        typer.Option("--system", "--system-prompt", help="Instruction before the question; empty for none."),
+    ] = None
     extra_words: Annotated[
         int, typer.Option(parser=int32, metavar="N", help="End after the sentence that passes so many words.")
     ] = 12
@@ -89,14 +95,112 @@ class FileOptions:
         return {"audio_file": str(self.out), **({} if self.plot is None else {"plot_file": str(self.plot)})}
 
 
+@dataclass(frozen=True)
+class LiveOptions:
+    """A conversation instead of one question."""
+
+    live: Annotated[
+        bool,
+        typer.Option(
+            "--live",
+            rich_help_panel=_LIVE,
+            help="Converse by voice, turn after turn: through the microphone, or with FILE, played at the pace it was "
+            "spoken.",
+        ),
+    ] = False
+    turns: Annotated[
+        int | None,
+        typer.Option(
+            parser=int32, metavar="N", rich_help_panel=_LIVE,
+            help="End after so many turns. Default: when FILE has been answered; with the microphone, at Ctrl-C.",
+        ),
+    ] = None  # fmt: skip
+    barge_in: Annotated[
+        bool | None,
+        typer.Option(
+            "--barge-in/--no-barge-in",
+            rich_help_panel=_LIVE,
+            help="Whether speech interrupts an answer. Without headphones the microphone hears the answer, too.",
+        ),
+    ] = None
+    silence_ms: Annotated[
+        int | None,
+        typer.Option(
+            parser=int32, metavar="MS", rich_help_panel=_LIVE, help="Silence that ends a turn. Default: the server's."
+        ),
+    ] = None
+    voice: Annotated[
+        str | None, typer.Option(metavar="NAME", rich_help_panel=_LIVE, help="One of the server's voices.")
+    ] = None
+    out_dir: Annotated[
+        Path,
+        typer.Option(
+            metavar="DIR", rich_help_panel=_LIVE, help="Where the answers are saved: answer-0.wav and so on, by turns."
+        ),
+    ] = Path("out")
+
+    def check(self, context: typer.Context) -> None:
+        """Raise CommandError for options that were given and have no meaning with, or without, `--live`."""
+        group = (AnswerOptions, FileOptions) if self.live else (LiveOptions,)
+        why = "is not for --live" if self.live else "goes with --live"
+        for option in (each for kind in group for each in fields(kind)):
+            if option.name != "system" and _is_given(context, option.name):
+                raise usage_error(f"--{option.name.replace('_', '-')}", why)
+        if self.turns is not None and self.turns < 1:
+            raise usage_error("--turns", f"1 or more is expected, not {self.turns}")
+
+
+def _is_given(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
 def talk(
-    recording: Annotated[Path, typer.Argument(metavar="FILE", help="WAV, FLAC, OGG or MP3, at most 30 s.")],
+    context: typer.Context,
     answer: AnswerOptions,
     files: FileOptions,
+    live: LiveOptions,
     server: ServerOptions,
+    recording: Annotated[
+        Path | None, typer.Argument(metavar="FILE", help="WAV, FLAC, OGG or MP3, at most 30 s unless --live.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Ask a spoken question: hear it, answer it, say the answer while it is being made."""
+    """Ask a spoken question: hear it, answer it, say the answer while it is being made. Or converse, with --live.
+
+    With --live and --json each event is one object on a line of its own, and the last line sums them up.
+    """
+    live.check(context)
+    if live.live:
+        raise typer.Exit(_converse(recording, answer, live, server, as_json))
+    if recording is None:
+        raise usage_error("FILE", "the recording of a question is expected (see 'taste-grpc talk --help')")
+    _ask(recording, answer, files, server, as_json)
+
+
+def _converse(
+    recording: Path | None, answer: AnswerOptions, live: LiveOptions, server: ServerOptions, as_json: bool
+) -> int:
+    from taste_grpc.cli.live import LiveSettings, open_audio, run_live
+
+    settings = LiveSettings(
+        system_prompt=answer.system,
+        voice=live.voice,
+        turns=live.turns,
+        barge_in=live.barge_in,
+        silence_ms=live.silence_ms,
+        out_dir=live.out_dir,
+    )
+    server.check()
+    with ExitStack() as stack:
+        listening = stack.enter_context(closing(open_audio(recording)))  # before a server is started for nothing
+        progress = stack.enter_context(ProgressLine(shown=not as_json))
+        endpoint = stack.enter_context(served(server, progress))
+        progress.hide()
+        return run_live(endpoint, listening, settings, as_json)
+
+
+def _ask(recording: Path, answer: AnswerOptions, files: FileOptions, server: ServerOptions, as_json: bool) -> None:
     from taste_grpc.talk import talk as run_talk
 
     read_clip("FILE", recording)  # before a server is started for nothing

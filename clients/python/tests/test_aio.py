@@ -164,8 +164,8 @@ async def test_nothing_runs_after_a_conversation(client: AsyncTasteClient, servi
 async def nothing_runs() -> None:
     """gRPC's own task, which takes note of the status, may have a step left."""
     async with asyncio.timeout(10):
-        while asyncio.all_tasks() != {asyncio.current_task()}:
-            await asyncio.sleep(0)  # noqa: ASYNC110  # there is no event
+        while asyncio.all_tasks() != {asyncio.current_task()}:  # noqa: ASYNC110  # there is no event for it
+            await asyncio.sleep(0)
 
 
 async def read(talk: AsyncConversation) -> None:
