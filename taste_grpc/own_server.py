@@ -16,9 +16,6 @@ from typing import Any
 
 from taste_grpc.errors import TasteError, UnavailableError
 
-CONVERSING, NO_CONVERSATIONS = "conversing", "conversations cannot be had"
-"""Events of the log: one of them comes once it is known whether conversations are offered."""
-
 _STOP_S = 60.0
 _KEPT_LINES = 50
 
@@ -59,7 +56,7 @@ class ServerProcess:
         """The next line of the log whose event is `event`; lines before it are skipped.
 
         Raises:
-            ServerStartError: the process ended first, or says that this will not be.
+            ServerStartError: the process ended first.
             UnavailableError: it did not come in time.
         """
         deadline = time.monotonic() + timeout_s
@@ -75,8 +72,6 @@ class ServerProcess:
                 raise ServerStartError(f"the server did not start: {reason}")
             if found.get("event") == event:
                 return found
-            if event == CONVERSING and found.get("event") == NO_CONVERSATIONS:
-                raise ServerStartError(f"{NO_CONVERSATIONS}: {found.get('reason')}")
 
     def stop(self) -> int:
         """Tell the process to stop, wait for its end, and return its exit status."""
@@ -131,7 +126,6 @@ def own_server(
     log: Path | None = None,
     on_event: OnEvent | None = None,
     timeout_s: float = 600.0,
-    until: str = "serving",
 ) -> Iterator[str]:
     """Start a private server, wait until it serves, and stop it at the end.
 
@@ -143,7 +137,6 @@ def own_server(
         log: file that receives its log, a JSON object a line.
         on_event: called with each line of the log, on another thread.
         timeout_s: how long it may take to load.
-        until: the event of its log that says that it is ready; CONVERSING for conversations.
 
     Yields:
         Its address, `host:port`.
@@ -155,7 +148,7 @@ def own_server(
     server = ServerProcess([*flags, "--private"], log=log, on_event=on_event)
     try:
         address = str(server.wait_for("listening", timeout_s)["address"])
-        server.wait_for(until, timeout_s)
+        server.wait_for("serving", timeout_s)
         yield address
     finally:
         status = server.stop()

@@ -133,12 +133,6 @@ class AdmissionSettings(BaseModel):
     detokenize: MethodAdmission = MethodAdmission()
 
 
-DEFAULT_SYSTEM_PROMPT = (
-    "You are a friendly voice assistant. Your answers are spoken aloud: use one to three short sentences of plain "
-    "words, without lists, headings or emoji."
-)
-
-
 class StreamSettings(BaseModel):
     """Live conversations. Each may also be given as an environment variable of its own, `STREAM_VAD_SILENCE_MS`."""
 
@@ -169,10 +163,10 @@ class StreamSettings(BaseModel):
     log_latency: bool = True
     """A JSON line on stdout for each turn, error and notice."""
 
-    system_prompt: Annotated[str, Field(max_length=8_192)] = DEFAULT_SYSTEM_PROMPT
-    """Instructions to the language model."""
-    max_sessions: Annotated[int, Field(ge=1, le=65_536)] = 16
-    """Conversations that may be open at a time."""
+    system_prompt: Annotated[str, Field(max_length=8_192)] | None = None
+    """Instructions to the language model; None takes some that suit it."""
+    max_sessions: Annotated[int, Field(ge=1, le=65_536)] = 8
+    """Conversations that may be open at a time. The embedded language model keeps a place for each."""
     resume_dir: Path | None = None
     """Where conversations are kept that have to go on in another server; shared by those servers. None takes one in the
     user's cache."""
@@ -191,6 +185,8 @@ class StreamSettings(BaseModel):
     """`auto` takes an OpenAI-compatible endpoint when OPENAI_BASE_URL or OPENAI_API_KEY is set, else `embedded`."""
     openai_model: Annotated[str, Field(min_length=1)] = "gpt-4o-mini"
     """Name of the model behind that endpoint."""
+    openai_context_tokens: Annotated[int, Field(ge=256, le=1 << 24)] = 8_192
+    """The longest conversation that is sent there, answer and all."""
     temperature: Annotated[float, Field(ge=0, le=2)] = 0.7
     top_p: Annotated[float, Field(gt=0, le=1)] = 0.9
     taste_reference: Path | None = None

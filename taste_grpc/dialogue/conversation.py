@@ -34,7 +34,7 @@ from taste_grpc.dialogue.settings import DialogueSettings
 from taste_grpc.dialogue.transcription import Transcriber, Transcription
 from taste_grpc.dialogue.turn import Turn
 from taste_grpc.dialogue.turn_taking import SpeechEnded, TurnTaking, TurnTakingSettings
-from taste_grpc.errors import SpeechError
+from taste_grpc.errors import TasteError
 from taste_grpc.observability import log_event
 
 logger = logging.getLogger(__name__)
@@ -336,7 +336,7 @@ class Conversation:
         try:
             async with asyncio.timeout(self._settings.asr_timeout_s):
                 text = (await transcription.final()).strip()
-        except SpeechError as error:
+        except TasteError as error:
             raise AnswerError(ErrorCode.ASR_FAIL, f"the recogniser failed: {error}") from error
         except TimeoutError:
             message = f"the recogniser took longer than {self._settings.asr_timeout_s:g} s"

@@ -17,9 +17,10 @@ from taste_grpc.dialogue.cascade import Cascade, CascadeSettings
 from taste_grpc.dialogue.choose_llm import make_language_model
 from taste_grpc.dialogue.conversation import ConversationParts
 from taste_grpc.dialogue.conversations import Conversations
+from taste_grpc.dialogue.embedded_llm import EmbeddedLanguageModel
 from taste_grpc.dialogue.metrics import DialogueMetrics
 from taste_grpc.dialogue.resume import ResumeStore
-from taste_grpc.dialogue.settings import DialogueSettings
+from taste_grpc.dialogue.settings import SHORT_PROMPT, SPOKEN_PROMPT, DialogueSettings
 from taste_grpc.dialogue.taste_answer import TasteAnswerer
 from taste_grpc.engine.protocol import Engine, TokenizeRequest
 from taste_grpc.errors import InvalidInputError, SettingsError, UnsupportedByModelError
@@ -52,6 +53,7 @@ class LocalDialogue:
         self._conversations: Conversations | None = None
         self._parts: tuple[str, ...] = ()
         self._voice: Voice | None = None
+        self._is_embedded = False
         self._running = AsyncExitStack()
 
     @property
@@ -84,7 +86,7 @@ class LocalDialogue:
         answerer = await (self._taste() if settings.language_model == "taste" else self._cascade())
         self._conversations = Conversations(
             ConversationParts(pool, answerer, self.metrics),
-            _dialogue_settings(settings),
+            _dialogue_settings(settings, SHORT_PROMPT if self._is_embedded else SPOKEN_PROMPT),
             make_detector,
             ResumeStore(settings.resume_dir or user_cache_path("taste-grpc") / "resume", settings.resume_lifetime_s),
             most=settings.max_sessions,
@@ -105,7 +107,10 @@ class LocalDialogue:
             openai_api_key=os.environ.get("OPENAI_API_KEY"),
             openai_base_url=os.environ.get("OPENAI_BASE_URL"),
             openai_model=settings.openai_model,
+            openai_context_tokens=settings.openai_context_tokens,
+            embedded_slots=settings.max_sessions,
         )
+        self._is_embedded = isinstance(model, EmbeddedLanguageModel)
         self._running.push_async_callback(model.aclose)
         voice = self._voice = make_voice(settings.voice)
         self._running.push_async_callback(voice.aclose)
@@ -143,9 +148,9 @@ def _cascade_settings(settings: StreamSettings) -> CascadeSettings:
     )
 
 
-def _dialogue_settings(settings: StreamSettings) -> DialogueSettings:
+def _dialogue_settings(settings: StreamSettings, prompt: str) -> DialogueSettings:
     return DialogueSettings(
-        system_prompt=settings.system_prompt,
+        system_prompt=prompt if settings.system_prompt is None else settings.system_prompt,
         vad_silence_ms=settings.vad_silence_ms,
         partial_interval_ms=settings.partial_interval_ms,
         max_utterance_ms=settings.max_utterance_ms,

@@ -5,7 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from taste_grpc.dialogue.events import Options
-from taste_grpc.settings import DEFAULT_SYSTEM_PROMPT
+
+SPOKEN_PROMPT = (
+    "You are a friendly voice assistant. Your answers are spoken aloud: use one to three short sentences of plain "
+    "words, without lists, headings or emoji."
+)
+SHORT_PROMPT = "You are a helpful assistant."
+"""For the embedded language model, which longer instructions confuse."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +31,7 @@ class DialogueSettings:
         ack_grace_s: how much longer than it takes to play an answer its acks may stay out.
     """
 
-    system_prompt: str = DEFAULT_SYSTEM_PROMPT
+    system_prompt: str = SPOKEN_PROMPT
     vad_silence_ms: int = 700
     partial_interval_ms: int = 1_000
     max_utterance_ms: int = 30_000

@@ -143,8 +143,9 @@ class TasteServer:
         engine = await _on_daemon_thread(self._make_engine)
         await engine.start()
         self._engine = engine
+        await self._load_dialogue(engine)
         self._gate.open(engine)
-        self._health.set(("", TASTE_SERVICE), serving=True)
+        self._health.set(("", TASTE_SERVICE), serving=self._gate.state is GateState.SERVING)
         self._watching = asyncio.create_task(self._watch(engine), name="watch-engine")
         info = engine.info
         log_event(logger, logging.INFO, "serving", model=info.model_id, device=info.device, dtype=info.dtype)
@@ -155,7 +156,6 @@ class TasteServer:
                 "parts of this model have learned nothing: what they make is noise",
                 random_parts=", ".join(info.random_parts),
             )
-        await self._load_dialogue(engine)
         return info
 
     async def _load_dialogue(self, engine: Engine) -> None:
