@@ -66,6 +66,13 @@ class NetworkFlags:
     drain_grace_s: Annotated[
         float | None, typer.Option(rich_help_panel=_NETWORK, help="Time running calls get when the server stops.")
     ] = None
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(rich_help_panel=_NETWORK, help="Port for Prometheus; 0 takes a free one. Default: none."),
+    ] = None
+    dialogue: Annotated[
+        bool | None, typer.Option(rich_help_panel=_NETWORK, help="Offer conversations: DialogueService.")
+    ] = None
     log_level: Annotated[str | None, typer.Option(rich_help_panel=_NETWORK, help="debug, info, warning or error.")] = (
         None
     )

@@ -25,6 +25,7 @@ from taste_grpc.server.exposure import exposures
 from taste_grpc.server.gate import Gate, GateState
 from taste_grpc.server.health import HealthService
 from taste_grpc.server.interceptor import CallInterceptor
+from taste_grpc.server.metrics_port import MetricsPort
 from taste_grpc.server.taste_service import TasteService
 from taste_grpc.server.tls import ServerTls, TlsMode, tls_mode
 from taste_grpc.settings import Settings
@@ -71,6 +72,7 @@ class TasteServer:
         self._make_engine, self._make_dialogue = make_engine, make_dialogue
         self._engine: Engine | None = None
         self._dialogue: Dialogue | None = None
+        self._metrics: MetricsPort | None = None
         self._gate: Gate[Engine] = Gate()
         self._dialogue_gate: Gate[Dialogue] = Gate()
         self._health = HealthService(["", TASTE_SERVICE, DIALOGUE_SERVICE])
@@ -163,6 +165,9 @@ class TasteServer:
         if self._make_dialogue is None:
             return
         dialogue = self._dialogue = self._make_dialogue(engine)
+        if self.settings.metrics_port is not None:
+            self._metrics = MetricsPort(dialogue.metrics.registry, self.settings.host, self.settings.metrics_port)
+            log_event(logger, logging.INFO, "metrics", port=self._metrics.port)
         try:
             await dialogue.start()
         except TasteError as error:
@@ -201,6 +206,8 @@ class TasteServer:
         await self._server.stop(grace=0)
         await _first_of(_SETTLE_S, self._idle())
         self._taste.close()
+        if self._metrics is not None:
+            await self._metrics.aclose()
         log_event(logger, logging.INFO, "stopped")
 
     @property
