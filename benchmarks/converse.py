@@ -78,7 +78,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="two utterances instead of five")
     quick = parser.parse_args().quick
     said = utterances()[: 2 if quick else None]
-    with own_server() as address:
+    with own_server(dialogue=True) as address:
         alone, together = asyncio.run(measure(address, said))
     figures: dict[str, Any] = {**medians(alone), **medians(together, f"_{CONVERSATIONS}")}
     transcripts = [turn.transcript for turn in alone]

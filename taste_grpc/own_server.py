@@ -126,6 +126,7 @@ def own_server(
     log: Path | None = None,
     on_event: OnEvent | None = None,
     timeout_s: float = 600.0,
+    dialogue: bool = False,
 ) -> Iterator[str]:
     """Start a private server, wait until it serves, and stop it at the end.
 
@@ -137,6 +138,7 @@ def own_server(
         log: file that receives its log, a JSON object a line.
         on_event: called with each line of the log, on another thread.
         timeout_s: how long it may take to load.
+        dialogue: whether it loads what conversations need, too.
 
     Yields:
         Its address, `host:port`.
@@ -145,7 +147,8 @@ def own_server(
         ServerStartError: it ended before it served (the message says why), or its exit status was not 0.
         UnavailableError: it did not serve in time.
     """
-    server = ServerProcess([*flags, "--private"], log=log, on_event=on_event)
+    offered = "--dialogue" if dialogue else "--no-dialogue"
+    server = ServerProcess([*flags, offered, "--private"], log=log, on_event=on_event)
     try:
         address = str(server.wait_for("listening", timeout_s)["address"])
         server.wait_for("serving", timeout_s)

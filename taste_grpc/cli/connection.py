@@ -147,8 +147,10 @@ class Endpoint:
 
 
 @contextmanager
-def served(options: ServerOptions, progress: ProgressLine) -> Iterator[Endpoint]:
+def served(options: ServerOptions, progress: ProgressLine, *, dialogue: bool = False) -> Iterator[Endpoint]:
     """The server that `options` name, or one that is started here and stopped at the end.
+
+    One that is started here offers conversations only with `dialogue`: loading what they need takes a while.
 
     Raises:
         CommandError: options that do not go together.
@@ -158,14 +160,14 @@ def served(options: ServerOptions, progress: ProgressLine) -> Iterator[Endpoint]
     if options.server is not None:
         yield Endpoint(options.server, options.client_arguments())
         return
-    with _own_server(options, progress) as address:
+    with _own_server(options, progress, dialogue=dialogue) as address:
         yield Endpoint(address, {"timeout_s": options.timeout})
 
 
 @contextmanager
-def connected(options: ServerOptions, progress: ProgressLine) -> Iterator[TasteClient]:
+def connected(options: ServerOptions, progress: ProgressLine, *, dialogue: bool = False) -> Iterator[TasteClient]:
     """A client of the server that `served` gives. Raises the same."""
-    with served(options, progress) as endpoint:
+    with served(options, progress, dialogue=dialogue) as endpoint:
         from taste_grpc_client import TasteClient
 
         try:
@@ -186,11 +188,13 @@ def as_options(error: ValueError) -> CommandError:
 
 
 @contextmanager
-def _own_server(options: ServerOptions, progress: ProgressLine) -> Iterator[str]:
+def _own_server(options: ServerOptions, progress: ProgressLine, *, dialogue: bool) -> Iterator[str]:
     from taste_grpc.own_server import own_server
 
     progress.say("starting a server (name a running one with --server)")
     flags = ["--model", options.model] if options.model else []
-    with own_server(flags, on_event=lambda event: progress.say(str(event.get("event", "")))) as address:
+    with own_server(
+        flags, on_event=lambda event: progress.say(str(event.get("event", ""))), dialogue=dialogue
+    ) as address:
         yield address
         progress.say("stopping the server")

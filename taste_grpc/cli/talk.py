@@ -195,7 +195,7 @@ def _converse(
     with ExitStack() as stack:
         listening = stack.enter_context(closing(open_audio(recording)))  # before a server is started for nothing
         progress = stack.enter_context(ProgressLine(shown=not as_json))
-        endpoint = stack.enter_context(served(server, progress))
+        endpoint = stack.enter_context(served(server, progress, dialogue=True))
         progress.hide()
         return run_live(endpoint, listening, settings, as_json)
 
