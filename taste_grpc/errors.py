@@ -11,6 +11,7 @@
     ├── UnsupportedByModelError             the loaded model lacks what was asked
     ├── OverloadedError                     admission is full; try again later
     ├── UnavailableError                    loading, draining or failed; try again later
+    │   └── NotInitialisedError (RuntimeError) a model was used before it was loaded, or after its end
     ├── UnauthenticatedError                no credentials, or unknown ones
     ├── MethodNotOfferedError               the method is declared, and not offered
     ├── IdleError                           the caller's next message did not come in time
@@ -116,6 +117,10 @@ class UnavailableError(_RetryableError):
 
     grpc_code = "UNAVAILABLE"
     reason = "ERROR_REASON_NOT_SERVING"
+
+
+class NotInitialisedError(UnavailableError, RuntimeError):
+    """A model was asked for something before `initialize`, or after `aclose`."""
 
 
 class UnauthenticatedError(TasteError):

@@ -131,6 +131,27 @@ class AdmissionSettings(BaseModel):
     tokenize: MethodAdmission = MethodAdmission()
     generate: MethodAdmission = MethodAdmission()
     detokenize: MethodAdmission = MethodAdmission()
+    reply: MethodAdmission = MethodAdmission()
+
+
+class ChunkedResponseSettings(BaseModel):
+    """How spoken questions are answered in text; each may be set differently by a request."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    max_new_tokens: Annotated[int, Field(ge=1, le=4_096)] = 50
+    """Longest answer, in tokens of the language model."""
+    temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] = 0.7
+    """0 takes the most likely token."""
+    top_p: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 0.9
+    chunk_size_words: Annotated[int, Field(ge=1, le=64)] = 4
+    """Most words in a chunk."""
+    chunk_timeout_ms: Annotated[int, Field(ge=1, le=60_000)] = 500
+    """How long whole words wait for a chunk to fill."""
+    timeout_ms: Annotated[int, Field(ge=1, le=600_000)] = 60_000
+    """How long an answer may take."""
+    system_prompt: Annotated[str, Field(min_length=1, max_length=8_192)] | None = None
+    """Instructions to the language model; None leaves them to it."""
 
 
 class StreamSettings(BaseModel):
@@ -269,6 +290,7 @@ class Settings(BaseSettings):
 
     limits: LimitSettings = LimitSettings()
     admission: AdmissionSettings = AdmissionSettings()
+    chunked_response: ChunkedResponseSettings = ChunkedResponseSettings()
 
     dialogue: bool = True
     """Whether conversations are offered: DialogueService."""

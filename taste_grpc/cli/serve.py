@@ -130,7 +130,7 @@ class AdmissionFlags:
     def settings(self) -> Setting:
         """These flags, as settings."""
         each = {"active": self.max_active, "waiting": self.max_waiting}
-        methods = {method: dict(each) for method in ("tokenize", "generate", "detokenize")}
+        methods = {method: dict(each) for method in ("tokenize", "generate", "detokenize", "reply")}
         return {"admission": {"max_wait_ms": self.max_wait_ms, **methods}}
 
 
