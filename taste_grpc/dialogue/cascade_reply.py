@@ -73,8 +73,8 @@ class CascadeModel(ChunkedReplyModel):
 
     async def aclose(self) -> None:
         """End the language model, if it is this one's."""
-        was_initialised, self._initialised = self._initialised, False
-        if was_initialised and self._owns_language_model:
+        self._initialised = False
+        if self._owns_language_model:
             await self._language_model.aclose()
 
     async def _answer(

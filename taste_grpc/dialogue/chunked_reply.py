@@ -23,6 +23,8 @@ from taste_grpc.settings import ChunkedResponseSettings
 if TYPE_CHECKING:
     from taste_grpc.dialogue.reply_audio import AudioData
 
+_SHOWN_CHARS = 64
+
 
 class NothingSaidError(TasteError):
     """The recogniser found no words in what sounded like speech."""
@@ -109,10 +111,16 @@ class ChunkedReplyModel(ABC):
         yield last
 
 
+def check_reply_options(mode: str = "conversation", **overrides: Any) -> None:
+    """Raises InvalidInputError, naming the one that cannot be, for what no reply model takes."""
+    checked_mode(mode)
+    overridden(ChunkedResponseSettings(), overrides)
+
+
 def checked_mode(mode: str) -> ReplyMode:
     """`mode`, if there is such a one. Raises InvalidInputError naming it."""
     if mode not in REPLY_MODES:
-        raise InvalidInputError("mode", f"is {mode!r}; {' and '.join(REPLY_MODES)} are allowed")
+        raise InvalidInputError("mode", f"is {_shown(mode)}; {' and '.join(REPLY_MODES)} are allowed")
     return mode
 
 
@@ -125,7 +133,12 @@ def overridden(settings: ChunkedResponseSettings, overrides: Mapping[str, Any]) 
         name = str(first["loc"][0]) if first["loc"] else ""
         if first["type"] == "extra_forbidden":
             raise InvalidInputError(name, "there is no such setting of replies") from None
-        raise InvalidInputError(name, f"is {first['input']!r}; {_allowed(name) or first['msg']}") from None
+        raise InvalidInputError(name, f"is {_shown(first['input'])}; {_allowed(name) or first['msg']}") from None
+
+
+def _shown(value: Any) -> str:
+    text = repr(value[:_SHOWN_CHARS] if isinstance(value, str) else value)
+    return text if len(text) <= _SHOWN_CHARS else f"{text[:_SHOWN_CHARS]}…"
 
 
 def _allowed(name: str) -> str:

@@ -159,8 +159,9 @@ class _Generation:
 
     def begin(self, when_ended: Callable[[], None]) -> None:
         """Start the thread; `when_ended` is called on the event loop."""
-        self._ended.add_done_callback(lambda _: when_ended())
-        threading.Thread(target=self._run, name="voxtral", daemon=True).start()
+        self._when_ended = when_ended
+        self._thread = threading.Thread(target=self._run, name="voxtral", daemon=True)
+        self._thread.start()
 
     def stop(self) -> None:
         """End it at the next layer or step."""
@@ -181,7 +182,12 @@ class _Generation:
         except Exception as error:
             self._error = error
         self.streamer.on_finalized_text("", stream_end=True)
-        self._loop.call_soon_threadsafe(self._ended.set_result, None)
+        self._loop.call_soon_threadsafe(self._finish)
+
+    def _finish(self) -> None:
+        self._thread.join()  # it has nothing left to do
+        self._ended.set_result(None)
+        self._when_ended()
 
     def _generate(self) -> None:
         from transformers import StoppingCriteriaList

@@ -25,6 +25,7 @@ class Call:
         request_id: the caller's own, or one made up.
         arrived: `time.monotonic()` when the call came in.
         refused_field: path of the request field that was refused, if one was.
+        chunk_id: the caller's name of what it asks, of calls that have one.
     """
 
     method: str
@@ -32,6 +33,7 @@ class Call:
     request_id: str
     arrived: float = field(default_factory=time.monotonic)
     refused_field: str = ""
+    chunk_id: str = ""
 
     @property
     def elapsed_ms(self) -> float:

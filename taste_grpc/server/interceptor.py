@@ -259,7 +259,10 @@ def _note(call: Call, error: Exception, code: grpc.StatusCode) -> None:
     if isinstance(error, InvalidInputError | InvalidTypeError):
         call.refused_field = error.field
     elif code is grpc.StatusCode.INTERNAL:
-        log_event(logger, logging.ERROR, "call failed", error=error, request_id=call.request_id, method=call.method)
+        named = {"chunk_id": call.chunk_id} if call.chunk_id else {}
+        log_event(
+            logger, logging.ERROR, "call failed", error=error, request_id=call.request_id, method=call.method, **named
+        )
 
 
 def _code_of(context: Any) -> grpc.StatusCode:
@@ -285,6 +288,7 @@ def _log_call(call: Call, code: grpc.StatusCode, *, client: str, why: str) -> No
         "code": code.name,
         "duration_ms": round(call.elapsed_ms, 1),
         "field": call.refused_field,
+        "chunk_id": call.chunk_id,
         "why": why,
     }
     level = logging.DEBUG if call.method.startswith(_QUIET) and not why else logging.INFO

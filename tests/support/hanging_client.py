@@ -55,7 +55,8 @@ async def client_parent(address: str) -> AsyncIterator[ClientParent]:
 
 
 def _call(address: str, method: str, messages: list[bytes]) -> None:
-    channel, path = grpc.insecure_channel(address), f"/taste.v1.TasteService/{method}"
+    service = "DialogueService" if method == "Reply" else "TasteService"
+    channel, path = grpc.insecure_channel(address), f"/taste.v1.{service}/{method}"
     forever = threading.Event()
 
     def requests() -> Iterator[bytes]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-from taste.v1 import common_pb2, taste_pb2
+from taste.v1 import common_pb2, dialogue_pb2, taste_pb2
+from taste_grpc.speech import sample_recordings
 
 
 def tone(seconds: float = 0.5, rate_hz: int = 16_000) -> np.ndarray:
@@ -55,6 +57,16 @@ def tokenize_request(text: str | None = "hello there") -> taste_pb2.TokenizeRequ
 
 def generate_request() -> taste_pb2.GenerateRequest:
     return taste_pb2.GenerateRequest(segments=[text_segment()])
+
+
+def spoken_clip() -> common_pb2.AudioClip:
+    """Ten seconds of a human voice."""
+    form = common_pb2.AudioFormat(encoding=common_pb2.AUDIO_ENCODING_WAV)
+    return common_pb2.AudioClip(format=form, data=sample_recordings()["beckett"].read_bytes())
+
+
+def reply_request(**fields: Any) -> dialogue_pb2.ReplyRequest:
+    return dialogue_pb2.ReplyRequest(audio=spoken_clip(), **fields)
 
 
 def config(size: int = 192) -> taste_pb2.DetokenizeConfig:
