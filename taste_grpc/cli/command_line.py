@@ -18,6 +18,7 @@ from taste_grpc.cli.generate import generate
 from taste_grpc.cli.info import info
 from taste_grpc.cli.option_groups import grouped
 from taste_grpc.cli.parity import parity
+from taste_grpc.cli.reply import reply
 from taste_grpc.cli.serve import serve
 from taste_grpc.cli.talk import talk
 from taste_grpc.cli.tokenize import tokenize
@@ -50,7 +51,7 @@ def _command(function: Callable[..., None]) -> Callable[..., None]:
     return ended_quietly
 
 
-for _function in (serve, talk, tokenize, detokenize, edit, info, parity):
+for _function in (serve, talk, tokenize, detokenize, edit, reply, info, parity):
     app.command()(_command(_function))
 app.command(cls=OrderedCommand)(_command(generate))
 

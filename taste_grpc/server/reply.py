@@ -53,7 +53,7 @@ class ReplyService:
         Raises InvalidInputError naming the field, OverloadedError, or UnavailableError.
         """
         with self._gate.enter():
-            check_reply_request(request, self._limits)
+            await self._decoding.run(lambda _: check_reply_request(request, self._limits))
             call, given = current_call(), _given(request)
             call.chunk_id = request.chunk_id or call.request_id
             async with self._door.enter():

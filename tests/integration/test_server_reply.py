@@ -264,11 +264,10 @@ async def test_a_reader_who_does_not_read_is_let_go():
         live.says.endless = True
         before = tasks()
         call = live.start(timeout_ms=600_000)
-        assert (await call.read()).success
+        assert (await anext(aiter(call))).success
         await until(lambda: live.says.running == 0 and live.server._gate.active == 0)
         with pytest.raises(grpc.aio.AioRpcError) as ended:
-            while await call.read() is not grpc.aio.EOF:
-                pass
+            _ = [response async for response in call]
         assert read_failure(ended.value).reason == "ERROR_REASON_IDLE"
         await until(lambda: tasks() <= before)
 

@@ -18,7 +18,7 @@ from tests.checkpoints import TINY
 
 COMMAND = [sys.executable, "-m", "taste_grpc"]
 SERVE_TINY = ["--model", str(TINY), "--threads", "1", "--device", "cpu"]
-COMMANDS = ("serve", "talk", "tokenize", "generate", "detokenize", "edit", "info", "parity")
+COMMANDS = ("serve", "talk", "tokenize", "generate", "detokenize", "edit", "reply", "info", "parity")
 
 # Hides packages, as if they were not installed, from a process whose PYTHONPATH begins with the folder of this file.
 _HIDING = """

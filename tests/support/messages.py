@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
+import soundfile
 
 from taste.v1 import common_pb2, dialogue_pb2, taste_pb2
+from taste_grpc.audio import Waveform, encode_wav
 from taste_grpc.speech import sample_recordings
 
 
@@ -59,10 +62,16 @@ def generate_request() -> taste_pb2.GenerateRequest:
     return taste_pb2.GenerateRequest(segments=[text_segment()])
 
 
+@cache
+def spoken_wav() -> bytes:
+    samples, rate_hz = soundfile.read(sample_recordings()["beckett"], dtype="float32", frames=48_000)
+    return encode_wav(Waveform(samples, rate_hz))
+
+
 def spoken_clip() -> common_pb2.AudioClip:
-    """Ten seconds of a human voice."""
+    """Three seconds of a human voice."""
     form = common_pb2.AudioFormat(encoding=common_pb2.AUDIO_ENCODING_WAV)
-    return common_pb2.AudioClip(format=form, data=sample_recordings()["beckett"].read_bytes())
+    return common_pb2.AudioClip(format=form, data=spoken_wav())
 
 
 def reply_request(**fields: Any) -> dialogue_pb2.ReplyRequest:

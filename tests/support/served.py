@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from taste_grpc.dialogue import ReplyModel
 from taste_grpc.engine.protocol import Engine
 from tests.support.live_server import Live, live_server
 
@@ -34,12 +35,15 @@ class Served:
 
 
 @contextmanager
-def served(make_engine: Callable[[], Engine], **flags: Any) -> Iterator[Served]:
+def served(
+    make_engine: Callable[[], Engine], *, make_reply: Callable[[], ReplyModel] | None = None, **flags: Any
+) -> Iterator[Served]:
     ready: Future[Served] = Future()
     stop = threading.Event()
 
     async def main() -> None:
-        async with live_server(make_engine(), **flags) as live:
+        reply_model = make_reply() if make_reply is not None else None
+        async with live_server(make_engine(), reply_model=reply_model, **flags) as live:
             ready.set_result(Served(live, asyncio.get_running_loop()))
             await asyncio.to_thread(stop.wait)
 

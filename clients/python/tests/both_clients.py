@@ -130,6 +130,9 @@ class BlockingClient:
     def generate(self, *args: Any, **options: Any) -> BlockingStream:
         return self._stream(self._client.generate, *args, **options)
 
+    def reply(self, *args: Any, **options: Any) -> BlockingStream:
+        return self._stream(self._client.reply, *args, **options)
+
     def detokenize(self, *args: Any, **options: Any) -> BlockingStream:
         return self._stream(self._client.detokenize, *args, **options)
 

@@ -14,7 +14,11 @@ from fake_dialogue import FakeDialogue
 from google.protobuf import any_pb2, duration_pb2
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
+<<<<<<< HEAD
 from taste.v1 import common_pb2, dialogue_pb2_grpc, taste_pb2, taste_pb2_grpc
+=======
+from taste.v1 import common_pb2, dialogue_pb2, dialogue_pb2_grpc, taste_pb2, taste_pb2_grpc
+>>>>>>> a7d5ac3 (Ask for replies with the Python client and on the command line)
 
 DETAILS = "grpc-status-details-bin"
 CODES = {code.value[0]: code for code in grpc.StatusCode}
@@ -65,10 +69,10 @@ class Refusals:
 
 
 @dataclass
-class FakeServicer(taste_pb2_grpc.TasteServiceServicer):
+class FakeServicer(taste_pb2_grpc.TasteServiceServicer, dialogue_pb2_grpc.DialogueServiceServicer):
     """Generate says w0, w1, ... as many as `seed` tells, or until it is cancelled when seed is 0.
 
-    Detokenize says each segment's text in bytes. Text `bad` is refused in both.
+    Reply does so with `max_new_tokens`. Detokenize says each segment's text in bytes. Text `bad` is refused in both.
     """
 
     refusals: Refusals = field(default_factory=Refusals)
@@ -79,6 +83,7 @@ class FakeServicer(taste_pb2_grpc.TasteServiceServicer):
     metadata: list[dict[str, Any]] = field(default_factory=list)
     speaking: threading.Event = field(default_factory=threading.Event)
     ended: dict[str, threading.Event] = field(default_factory=lambda: {"Generate": _event(), "Detokenize": _event()})
+    reply_ended: threading.Event = field(default_factory=threading.Event)
     hold: threading.Event = field(default_factory=threading.Event)
     dialogue: FakeDialogue = field(default_factory=FakeDialogue)
 
@@ -142,6 +147,26 @@ class FakeServicer(taste_pb2_grpc.TasteServiceServicer):
             if request.conversation_format == "fails" and index == 2:
                 refuse(context, rich_status(code_pb2.INTERNAL, "the answer failed", "INTERNAL"))
 
+    def Reply(self, request: Any, context: grpc.ServicerContext) -> Iterator[dialogue_pb2.ReplyResponse]:
+        self._arrive("Reply", context)
+        if not context.add_callback(self.reply_ended.set):
+            self.reply_ended.set()  # it has ended already
+        self._refuse("Reply", context)
+        self.received.append(request)
+        if request.system_prompt == self.bad:
+            refuse(context, rich_status(code_pb2.INVALID_ARGUMENT, "system_prompt: is bad"))
+        if request.mode == "transcription":
+            yield dialogue_pb2.ReplyResponse(is_final=True, error="no speech was heard")
+            return
+        index = 0
+        while context.is_active() and (not request.max_new_tokens or index < request.max_new_tokens):
+            final = index + 1 == request.max_new_tokens
+            yield dialogue_pb2.ReplyResponse(
+                success=True, text=f" w{index}", is_final=final, chunk_index=index, chunk_id=request.chunk_id
+            )
+            index += 1
+            self._refuse("Reply", context, index)
+
     def Detokenize(self, requests: Any, context: grpc.ServicerContext) -> Iterator[taste_pb2.DetokenizeResponse]:
         self._arrive("Detokenize", context)
         spoken = 0
@@ -189,7 +214,11 @@ def start_server(
     interceptors = [interceptor] if interceptor else []
     server = grpc.server(pool, interceptors=interceptors, options=[("grpc.max_receive_message_length", 16 << 20)])
     taste_pb2_grpc.add_TasteServiceServicer_to_server(servicer, server)
+<<<<<<< HEAD
     dialogue_pb2_grpc.add_DialogueServiceServicer_to_server(servicer.dialogue, server)
+=======
+    dialogue_pb2_grpc.add_DialogueServiceServicer_to_server(servicer, server)
+>>>>>>> a7d5ac3 (Ask for replies with the Python client and on the command line)
     where = "127.0.0.1:0"
     port = server.add_secure_port(where, credentials) if credentials else server.add_insecure_port(where)
     server.start()

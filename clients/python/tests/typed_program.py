@@ -14,6 +14,7 @@ import grpc
 import grpc.aio
 
 from taste.v1.common_pb2 import AudioClip, Segment
+from taste.v1.dialogue_pb2 import ReplyResponse
 from taste.v1.taste_pb2 import DetokenizeResponse, GetModelInfoResponse, StreamingResult, TokenizeResponse
 from taste_grpc_client import (
     AnswerVoice,
@@ -52,8 +53,12 @@ from taste_grpc_client import (
     PartialTranscript,
     PcmEncoding,
     PemSource,
+<<<<<<< HEAD
     Phase,
     PhaseChanged,
+=======
+    ReplyOptions,
+>>>>>>> a7d5ac3 (Ask for replies with the Python client and on the command line)
     ResultStream,
     Retry,
     RoleName,
@@ -125,7 +130,16 @@ def converse(client: TasteClient, emit: Emit, encoding: PcmEncoding, role: RoleN
         length_ms = write_wav("answer.wav", speech)
         assert_type(speech.results, list[StreamingResult])
     keep(client, heard, speech.results)
+    ask(client)
     return length_ms
+
+
+def ask(client: TasteClient) -> str:
+    options: ReplyOptions = {"chunk_id": "q-1", "mode": "conversation", "temperature": 0.0, "chunk_size_words": 2}
+    client.reply([0, 1], sample_rate_hz=16000, mode="transcription").cancel()
+    with client.reply("x.wav", timeout_s=9, **options) as answer:
+        assert_type(answer, ResultStream[ReplyResponse])
+        return "".join(chunk.text for chunk in answer if chunk.success)
 
 
 def more() -> Iterator[Segment | SpokenText]:
@@ -195,6 +209,10 @@ async def converse_async(speaker: Speaker) -> None:
         async for chunk in speech:
             assert_type(chunk.format.sample_rate_hz, int)
         client.detokenize(SpokenText.from_results(speech.results)).cancel()
+        async with client.reply("x.wav", system_prompt="Be brief.", max_new_tokens=9, top_p=0.5) as words:
+            assert_type(words, AsyncResultStream[ReplyResponse])
+            async for each in words:
+                assert_type(each.text, str)
     AsyncTasteClient(channel=grpc.aio.insecure_channel("localhost:50051"))
 
 

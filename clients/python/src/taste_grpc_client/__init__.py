@@ -50,7 +50,7 @@ from taste_grpc_client.errors import (
     UnavailableError,
     UnimplementedError,
 )
-from taste_grpc_client.requests import Emit, GenerateOptions, PcmEncoding, Speaker
+from taste_grpc_client.requests import Emit, GenerateOptions, PcmEncoding, ReplyOptions, Speaker
 from taste_grpc_client.retry import Retry
 from taste_grpc_client.security import PemSource, Tls
 from taste_grpc_client.segments import RoleName, audio_segment, text_segment, token_segment
@@ -97,8 +97,12 @@ __all__ = [
     "PartialTranscript",
     "PcmEncoding",
     "PemSource",
+<<<<<<< HEAD
     "Phase",
     "PhaseChanged",
+=======
+    "ReplyOptions",
+>>>>>>> a7d5ac3 (Ask for replies with the Python client and on the command line)
     "ResultStream",
     "Retry",
     "RoleName",

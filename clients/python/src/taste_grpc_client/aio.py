@@ -12,6 +12,10 @@ import grpc
 import grpc.aio
 
 from taste.v1.common_pb2 import Segment
+<<<<<<< HEAD
+=======
+from taste.v1.dialogue_pb2 import ReplyResponse
+>>>>>>> a7d5ac3 (Ask for replies with the Python client and on the command line)
 from taste.v1.dialogue_pb2_grpc import DialogueServiceStub
 from taste.v1.taste_pb2 import (
     DetokenizeConfig,
@@ -32,9 +36,11 @@ from taste_grpc_client.requests import (
     Emit,
     GenerateOptions,
     PcmEncoding,
+    ReplyOptions,
     Speaker,
     detokenize_config,
     generate_request,
+    reply_request,
     tokenize_request,
     voice_of,
 )
@@ -183,9 +189,15 @@ class AsyncTasteClient:
             has_channel=channel is not None,
         )
         self._owned = self._connection.open_aio() if channel is None else None
+<<<<<<< HEAD
         opened: Any = channel or self._owned
         self._stub: Any = TasteServiceStub(opened)
         self._dialogue: Any = DialogueServiceStub(opened)
+=======
+        there: Any = channel or self._owned
+        self._stub: Any = TasteServiceStub(there)
+        self._dialogue: Any = DialogueServiceStub(there)
+>>>>>>> a7d5ac3 (Ask for replies with the Python client and on the command line)
 
     async def __aenter__(self) -> Self:
         return self
@@ -232,6 +244,20 @@ class AsyncTasteClient:
         request = generate_request(segments, emit, options)
         attempts = self._connection.attempts(timeout_s)
         start = partial(self._start, self._stub.Generate, request, attempts)
+        return AsyncResultStream(start, self._connection.error, StreamState(attempts))
+
+    def reply(
+        self,
+        audio: AudioSource,
+        *,
+        sample_rate_hz: int | None = None,
+        timeout_s: float | None = None,
+        **options: Unpack[ReplyOptions],
+    ) -> AsyncResultStream[ReplyResponse]:
+        """As `TasteClient.reply`. A file is read at once."""
+        request = reply_request(audio, sample_rate_hz, options)
+        attempts = self._connection.attempts(timeout_s)
+        start = partial(self._start, self._dialogue.Reply, request, attempts)
         return AsyncResultStream(start, self._connection.error, StreamState(attempts))
 
     def detokenize(

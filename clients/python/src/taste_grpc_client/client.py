@@ -12,7 +12,11 @@ from typing import Any, Generic, Self, TypeVar, Unpack
 import grpc
 
 from taste.v1.common_pb2 import Segment
+<<<<<<< HEAD
 from taste.v1.dialogue_pb2 import ConverseRequest
+=======
+from taste.v1.dialogue_pb2 import ReplyResponse
+>>>>>>> a7d5ac3 (Ask for replies with the Python client and on the command line)
 from taste.v1.dialogue_pb2_grpc import DialogueServiceStub
 from taste.v1.taste_pb2 import (
     DetokenizeConfig,
@@ -32,9 +36,11 @@ from taste_grpc_client.requests import (
     Emit,
     GenerateOptions,
     PcmEncoding,
+    ReplyOptions,
     Speaker,
     detokenize_config,
     generate_request,
+    reply_request,
     tokenize_request,
     voice_of,
 )
@@ -182,9 +188,15 @@ class TasteClient:
             has_channel=channel is not None,
         )
         self._owned = self._connection.open() if channel is None else None
+<<<<<<< HEAD
         opened: Any = channel or self._owned
         self._stub: Any = TasteServiceStub(opened)
         self._dialogue: Any = DialogueServiceStub(opened)
+=======
+        there: Any = channel or self._owned
+        self._stub: Any = TasteServiceStub(there)
+        self._dialogue: Any = DialogueServiceStub(there)
+>>>>>>> a7d5ac3 (Ask for replies with the Python client and on the command line)
 
     def __enter__(self) -> Self:
         return self
@@ -238,6 +250,26 @@ class TasteClient:
         request = generate_request(segments, emit, options)
         attempts = self._connection.attempts(timeout_s)
         start = partial(self._start, self._stub.Generate, request, attempts)
+        return ResultStream(start, self._error_of, StreamState(attempts))
+
+    def reply(
+        self,
+        audio: AudioSource,
+        *,
+        sample_rate_hz: int | None = None,
+        timeout_s: float | None = None,
+        **options: Unpack[ReplyOptions],
+    ) -> ResultStream[ReplyResponse]:
+        """Answers a spoken question of at most 30 seconds in text, which comes in chunks of a few words.
+
+        Put together, the texts are the answer; the last response has `is_final`. One that has not `success` (nobody
+        spoke, or the answer failed) says what to say instead, and why in `error`: it is no exception. `sample_rate_hz`
+        goes with samples, see `audio_clip`, whose exceptions are raised too; for `options` see `ReplyOptions`. The call
+        starts at once.
+        """
+        request = reply_request(audio, sample_rate_hz, options)
+        attempts = self._connection.attempts(timeout_s)
+        start = partial(self._start, self._dialogue.Reply, request, attempts)
         return ResultStream(start, self._error_of, StreamState(attempts))
 
     def detokenize(

@@ -14,6 +14,7 @@ from taste.v1.common_pb2 import (
     Segment,
     SpeakerEmbedding,
 )
+from taste.v1.dialogue_pb2 import ReplyRequest
 from taste.v1.taste_pb2 import (
     DetokenizeConfig,
     EmitPolicy,
@@ -54,11 +55,30 @@ class GenerateOptions(TypedDict, total=False):
     conversation_format: str
 
 
+class ReplyOptions(TypedDict, total=False):
+    """How to answer a question. What is left out takes the server's setting; see `taste.v1.ReplyRequest`."""
+
+    chunk_id: str
+    mode: Literal["conversation", "transcription"]
+    system_prompt: str
+    max_new_tokens: int
+    temperature: float
+    top_p: float
+    chunk_size_words: int
+    timeout_ms: int
+    chunk_timeout_ms: int
+
+
 def tokenize_request(
     audio: AudioSource, text: str | None, text_ids: Iterable[int] | None, sample_rate_hz: int | None
 ) -> TokenizeRequest:
     """The request of `tokenize`."""
     return TokenizeRequest(audio=audio_clip(audio, sample_rate_hz), text=text, text_ids=text_ids)
+
+
+def reply_request(audio: AudioSource, sample_rate_hz: int | None, options: ReplyOptions) -> ReplyRequest:
+    """The request of `reply`."""
+    return ReplyRequest(audio=audio_clip(audio, sample_rate_hz), **options)
 
 
 def generate_request(
