@@ -16,8 +16,8 @@ from taste_grpc.settings import ChunkedResponseSettings
 SYSTEM_PROMPT = "You are a voice assistant. Answer in one or two short, plain sentences."
 
 
-class Transcriber(Protocol):
-    """A recogniser that may be used from the event loop, as a pool of them may."""
+class QuestionRecogniser(Protocol):
+    """A recogniser that may be used from the event loop, such as a pool of them."""
 
     async def transcribe(self, samples: Float32Array, *, urgent: bool, language: str | None = None) -> str:
         """What is said in `samples` `[T]` float32 at 16 kHz; empty when nothing is.
@@ -26,31 +26,39 @@ class Transcriber(Protocol):
         """
         ...
 
+    async def start(self) -> None:
+        """Load what is needed. Raises UnsupportedByModelError when it cannot be used."""
+        ...
+
+    async def aclose(self) -> None:
+        """End what it runs."""
+        ...
+
 
 class CascadeModel(ChunkedReplyModel):
     """Writes the question down, and has a language model answer what was written.
 
     Args:
-        recogniser: is started and ended by who made it.
-        language_model: likewise, unless `owns_language_model`.
+        recogniser: hears.
+        language_model: answers.
         settings: of requests that do not say otherwise.
         make_detector: makes the voice-activity detector that looks for speech.
-        owns_language_model: `initialize` starts it, and `aclose` ends it.
+        owns_models: `initialize` starts both and `aclose` ends them; otherwise somebody else does, who uses them too.
     """
 
     def __init__(
         self,
-        recogniser: Transcriber,
+        recogniser: QuestionRecogniser,
         language_model: LanguageModel,
         *,
         settings: ChunkedResponseSettings | None = None,
         make_detector: MakeDetector | None = None,
-        owns_language_model: bool = True,
+        owns_models: bool = True,
     ) -> None:
         super().__init__(settings, make_detector)
         self._recogniser, self._language_model = recogniser, language_model
-        self._owns_language_model = owns_language_model
-        self._initialised = False
+        self._owns_models = owns_models
+        self._started = self._initialised = False
 
     @property
     def name(self) -> str:
@@ -63,19 +71,22 @@ class CascadeModel(ChunkedReplyModel):
         return self._initialised
 
     async def initialize(self) -> None:
-        """Start the language model. Raises UnsupportedByModelError when it, or the detector, cannot be used."""
+        """Start what is its own. Raises UnsupportedByModelError when a part of it cannot be used."""
         if self._initialised:
             return
         await self._prepare_detector()
-        if self._owns_language_model:
+        if self._owns_models:
+            self._started = True
+            await self._recogniser.start()
             await self._language_model.start()
         self._initialised = True
 
     async def aclose(self) -> None:
-        """End the language model, if it is this one's."""
-        self._initialised = False
-        if self._owns_language_model:
+        """End what is its own."""
+        started, self._started, self._initialised = self._started, False, False
+        if started:
             await self._language_model.aclose()
+            await self._recogniser.aclose()
 
     async def _answer(
         self, samples: Float32Array, mode: ReplyMode, settings: ChunkedResponseSettings

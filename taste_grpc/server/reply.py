@@ -14,7 +14,6 @@ from taste_grpc.server import checks
 from taste_grpc.server.call import current_call
 from taste_grpc.server.clips import ClipReader
 from taste_grpc.server.decoding import Decoding
-from taste_grpc.server.gate import Gate
 from taste_grpc.settings import LimitSettings, Settings
 
 MAX_CHUNK_ID_BYTES = 256
@@ -30,14 +29,13 @@ _OPTIONS = (
 """Fields of a request that are settings of the model."""
 
 
-class ReplyService:
-    """Validates, lets in as many calls as `settings.admission.reply` says, decodes, and asks `model`.
+class ReplyCalls:
+    """Validates, lets in as many calls as `settings.admission.reply` says, decodes, and asks a model.
 
     The model's iterators are closed in every ending of a call, which stops its work. To be used on one event loop.
     """
 
-    def __init__(self, model: ReplyModel, gate: Gate, settings: Settings) -> None:
-        self._model, self._gate = model, gate
+    def __init__(self, settings: Settings) -> None:
         self._limits = settings.limits
         self._door = Admission("Reply", settings.admission.reply, settings.admission.max_wait_ms)
         self._decoding = Decoding(settings.admission.max_wait_ms)
@@ -47,23 +45,24 @@ class ReplyService:
         self._door.close()
         self._decoding.close()
 
-    async def reply(self, request: dialogue_pb2.ReplyRequest) -> AsyncGenerator[dialogue_pb2.ReplyResponse]:
+    async def reply(
+        self, model: ReplyModel, request: dialogue_pb2.ReplyRequest
+    ) -> AsyncGenerator[dialogue_pb2.ReplyResponse]:
         """The answer to one question.
 
         Raises InvalidInputError naming the field, OverloadedError, or UnavailableError.
         """
-        with self._gate.enter():
-            await self._decoding.run(lambda _: check_reply_request(request, self._limits))
-            call, given = current_call(), _given(request)
-            call.chunk_id = request.chunk_id or call.request_id
-            async with self._door.enter():
-                clip = await self._decoding.run(
-                    lambda still_wanted: ClipReader(self._limits, still_wanted).clip("audio", request.audio)
-                )
-                chunks = self._model.process_realtime_chunk_streaming(clip, call.chunk_id, **given)
-                async with aclosing(chunks):
-                    async for chunk in chunks:
-                        yield reply_response(chunk, call.elapsed_ms)
+        await self._decoding.run(lambda _: check_reply_request(request, self._limits))
+        call, given = current_call(), _given(request)
+        call.chunk_id = request.chunk_id or call.request_id
+        async with self._door.enter():
+            clip = await self._decoding.run(
+                lambda still_wanted: ClipReader(self._limits, still_wanted).clip("audio", request.audio)
+            )
+            chunks = model.process_realtime_chunk_streaming(clip, call.chunk_id, **given)
+            async with aclosing(chunks):
+                async for chunk in chunks:
+                    yield reply_response(chunk, call.elapsed_ms)
 
 
 def check_reply_request(request: dialogue_pb2.ReplyRequest, limits: LimitSettings) -> None:

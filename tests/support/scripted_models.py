@@ -84,6 +84,13 @@ class ScriptedRecogniser:
         self.text = text
         self.heard: list[int] = []
         self.failure: Exception | None = None
+        self.is_started = False
+
+    async def start(self) -> None:
+        self.is_started = True
+
+    async def aclose(self) -> None:
+        self.is_started = False
 
     async def transcribe(self, samples: np.ndarray, *, urgent: bool, language: str | None = None) -> str:
         self.heard.append(len(samples))
@@ -96,9 +103,16 @@ class RealRecogniser:
     """The embedded recogniser, for the event loop."""
 
     def __init__(self) -> None:
-        self._recogniser = MoonshineRecogniser()
+        self._recogniser: MoonshineRecogniser | None = None
         self._lock = asyncio.Lock()
 
+    async def start(self) -> None:
+        self._recogniser = await asyncio.to_thread(MoonshineRecogniser)
+
+    async def aclose(self) -> None:
+        self._recogniser = None
+
     async def transcribe(self, samples: np.ndarray, *, urgent: bool, language: str | None = None) -> str:
+        assert self._recogniser is not None
         async with self._lock:
             return await asyncio.to_thread(self._recogniser.transcribe, samples)

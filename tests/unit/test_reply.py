@@ -18,7 +18,13 @@ import soundfile
 from taste_grpc.dialogue import CascadeModel, ReplyChunk, ReplyModel, Sampling
 from taste_grpc.dialogue.read_ahead import ReadAhead
 from taste_grpc.dialogue.reply_progress import ReplyProgress
-from taste_grpc.errors import InvalidInputError, LanguageModelError, NotInitialisedError, SpeechError
+from taste_grpc.errors import (
+    InvalidInputError,
+    LanguageModelError,
+    NotInitialisedError,
+    SpeechError,
+    UnsupportedByModelError,
+)
 from taste_grpc.settings import ChunkedResponseSettings
 from taste_grpc.speech import sample_recordings
 from tests.support.live_server import until
@@ -271,21 +277,40 @@ async def test_who_is_not_initialised_says_so() -> None:
     await cascade.model.initialize()
     await cascade.model.initialize()
     assert cascade.says.is_started
+    assert cascade.hears.is_started
     assert (await cascade.all())[-1].success
     await cascade.model.aclose()
     await cascade.model.aclose()
     assert not cascade.says.is_started
+    assert not cascade.hears.is_started
     with pytest.raises(NotInitialisedError):
         await cascade.all()
 
 
-async def test_a_language_model_of_somebody_else_is_left_alone() -> None:
-    says = ScriptedLanguageModel()
-    model = CascadeModel(ScriptedRecogniser(), says, owns_language_model=False)
+async def test_a_part_that_does_not_start_leaves_nothing_started() -> None:
+    cascade = Cascade()
+
+    async def fail() -> None:
+        raise UnsupportedByModelError("the package is not installed")
+
+    cascade.says.start = fail  # type: ignore[method-assign]
+    with pytest.raises(UnsupportedByModelError):
+        await cascade.model.initialize()
+    assert not cascade.model.is_initialised
+    await cascade.model.aclose()
+    assert not cascade.hears.is_started
+
+
+async def test_models_of_somebody_else_are_left_alone() -> None:
+    hears, says = ScriptedRecogniser(), ScriptedLanguageModel()
+    model = CascadeModel(hears, says, owns_models=False)
     await model.initialize()
+    assert not hears.is_started
     assert not says.is_started
+    await hears.start()
     await says.start()
     await model.aclose()
+    assert hears.is_started
     assert says.is_started
 
 
