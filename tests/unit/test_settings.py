@@ -148,3 +148,18 @@ def test_a_bad_token_is_one_clear_line_that_does_not_show_it(environment, toml, 
     assert "\n" not in message
     assert all(part in message for part in parts), message
     assert SECRET[:8] not in "".join(traceback.format_exception(refused.value))
+
+
+def test_replies_have_settings_of_their_own(monkeypatch, tmp_path):
+    replies = load_settings().chunked_response
+    assert (replies.max_new_tokens, replies.temperature, replies.top_p) == (50, 0.7, 0.9)
+    assert (replies.chunk_size_words, replies.timeout_ms, replies.chunk_timeout_ms) == (4, 60_000, 500)
+    config = tmp_path / "c.toml"
+    config.write_text("[chunked_response]\ntop_p = 0.5\ntimeout_ms = 1000\n[admission.reply]\nactive = 2\n")
+    monkeypatch.setenv("TASTE_CHUNKED_RESPONSE__TIMEOUT_MS", "2000")
+    settings = load_settings(config=config)
+    assert (settings.chunked_response.top_p, settings.chunked_response.timeout_ms) == (0.5, 2000)
+    assert settings.admission.reply.active == 2
+    monkeypatch.setenv("TASTE_CHUNKED_RESPONSE__CHUNK_SIZE_WORDS", "0")
+    with pytest.raises(SettingsError, match=r"^chunked_response\.chunk_size_words: '0': .*CHUNK_SIZE_WORDS\)$"):
+        load_settings(config=config)
