@@ -210,6 +210,8 @@ class StreamSettings(BaseModel):
     """The longest conversation that is sent there, answer and all."""
     temperature: Annotated[float, Field(ge=0, le=2)] = 0.7
     top_p: Annotated[float, Field(gt=0, le=1)] = 0.9
+    voxtral: str | None = None
+    """Directory or hub id of a Voxtral model that answers Reply; None leaves it to recogniser and language model."""
     taste_reference: Path | None = None
     """Recording of the person as whom a TASTE model answers, where the client names no voice; None takes one that ships
     with the embedded recogniser. Only for the language model `taste`."""

@@ -3,6 +3,7 @@
 from taste_grpc.dialogue.answer import Answerer, AnswerError, AnswerSink, Question
 from taste_grpc.dialogue.cascade import Cascade, CascadeSettings
 from taste_grpc.dialogue.cascade_reply import CascadeModel
+from taste_grpc.dialogue.chunked_reply import check_reply_options
 from taste_grpc.dialogue.conversation import Conversation, ConversationParts, Manner
 from taste_grpc.dialogue.conversations import ConversationRefusedError, Conversations
 from taste_grpc.dialogue.language_model import LanguageModel, Message, Sampling
@@ -41,4 +42,5 @@ __all__ = [
     "Sampling",
     "Session",
     "VoxtralModel",
+    "check_reply_options",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -14,14 +15,18 @@ from taste_grpc.audio import Encoding, decode_clip
 from taste_grpc.audio.waveform import Float32Array
 from taste_grpc.dialogue.answer import Answerer
 from taste_grpc.dialogue.cascade import Cascade, CascadeSettings
+from taste_grpc.dialogue.cascade_reply import CascadeModel
 from taste_grpc.dialogue.choose_llm import make_language_model
 from taste_grpc.dialogue.conversation import ConversationParts
 from taste_grpc.dialogue.conversations import Conversations
 from taste_grpc.dialogue.embedded_llm import EmbeddedLanguageModel
+from taste_grpc.dialogue.language_model import LanguageModel
 from taste_grpc.dialogue.metrics import DialogueMetrics
+from taste_grpc.dialogue.reply import ReplyModel
 from taste_grpc.dialogue.resume import ResumeStore
 from taste_grpc.dialogue.settings import SHORT_PROMPT, SPOKEN_PROMPT, DialogueSettings
 from taste_grpc.dialogue.taste_answer import TasteAnswerer
+from taste_grpc.dialogue.voxtral import VoxtralModel
 from taste_grpc.engine.protocol import Engine, TokenizeRequest
 from taste_grpc.errors import InvalidInputError, SettingsError, UnsupportedByModelError
 from taste_grpc.settings import Settings, StreamSettings
@@ -48,12 +53,13 @@ class LocalDialogue:
     """
 
     def __init__(self, settings: Settings, engine: Engine) -> None:
-        self._settings, self._engine = settings.stream, engine
+        self._settings, self._chunked, self._engine = settings.stream, settings.chunked_response, engine
+        self._device = settings.device
         self.metrics = DialogueMetrics(log_latency=settings.stream.log_latency)
         self._conversations: Conversations | None = None
+        self._reply_model: ReplyModel | None = None
         self._parts: tuple[str, ...] = ()
         self._voice: Voice | None = None
-        self._is_embedded = False
         self._running = AsyncExitStack()
 
     @property
@@ -61,6 +67,12 @@ class LocalDialogue:
         """Live conversations; after `start`."""
         assert self._conversations is not None, "the dialogue has not been started"
         return self._conversations
+
+    @property
+    def reply_model(self) -> ReplyModel:
+        """Answers spoken questions; after `start`."""
+        assert self._reply_model is not None, "the dialogue has not been started"
+        return self._reply_model
 
     @property
     def voice(self) -> Voice:
@@ -83,10 +95,12 @@ class LocalDialogue:
         self._running.push_async_callback(pool.aclose)
         await pool.start()
         await pool.transcribe(np.zeros(8_000, np.float32), urgent=False)
-        answerer = await (self._taste() if settings.language_model == "taste" else self._cascade())
+        model = await self._language_model()
+        self._reply_model = await self._replies(pool, model, make_detector)
+        answerer = await (self._taste() if settings.language_model == "taste" else self._cascade(model))
         self._conversations = Conversations(
             ConversationParts(pool, answerer, self.metrics),
-            _dialogue_settings(settings, SHORT_PROMPT if self._is_embedded else SPOKEN_PROMPT),
+            _dialogue_settings(settings, _prompt(model)),
             make_detector,
             ResumeStore(settings.resume_dir or user_cache_path("taste-grpc") / "resume", settings.resume_lifetime_s),
             most=settings.max_sessions,
@@ -98,28 +112,49 @@ class LocalDialogue:
         """End the conversations, then what they used."""
         await self._running.aclose()
 
-    async def _cascade(self) -> Answerer:
+    async def _language_model(self) -> LanguageModel:
         settings = self._settings
         choice = settings.language_model
-        assert choice != "taste", "that is no language model beside a voice"
         model = make_language_model(
-            choice,
+            "auto" if choice == "taste" else choice,
             openai_api_key=os.environ.get("OPENAI_API_KEY"),
             openai_base_url=os.environ.get("OPENAI_BASE_URL"),
             openai_model=settings.openai_model,
             openai_context_tokens=settings.openai_context_tokens,
             embedded_slots=settings.max_sessions,
         )
-        self._is_embedded = isinstance(model, EmbeddedLanguageModel)
         self._running.push_async_callback(model.aclose)
-        voice = self._voice = make_voice(settings.voice)
+        await model.start()
+        return model
+
+    async def _replies(
+        self, pool: RecogniserPool, model: LanguageModel, make_detector: Callable[[], SpeechDetector]
+    ) -> ReplyModel:
+        chunked = self._chunked
+        replies: ReplyModel
+        if self._settings.voxtral is not None:
+            replies = VoxtralModel(self._settings.voxtral, device=self._device, settings=chunked)
+        else:
+            prompted = chunked.model_copy(update={"system_prompt": chunked.system_prompt or _prompt(model)})
+            replies = CascadeModel(pool, model, settings=prompted, make_detector=make_detector, owns_models=False)
+        self._running.push_async_callback(replies.aclose)
+        await replies.initialize()
+        return replies
+
+    async def _cascade(self, model: LanguageModel) -> Answerer:
+        voice = self._voice = make_voice(self._settings.voice)
         self._running.push_async_callback(voice.aclose)
-        await asyncio.gather(model.start(), voice.start())
-        return Cascade(model, voice, _cascade_settings(settings))
+        await voice.start()
+        return Cascade(model, voice, _cascade_settings(self._settings))
 
     async def _taste(self) -> Answerer:
         speaker = await _speaker_embedding(self._engine, self._settings.taste_reference)
         return TasteAnswerer(self._engine, speaker, _cascade_settings(self._settings))
+
+
+def _prompt(model: LanguageModel) -> str:
+    """Instructions that suit `model`."""
+    return SHORT_PROMPT if isinstance(model, EmbeddedLanguageModel) else SPOKEN_PROMPT
 
 
 def _recogniser(settings: StreamSettings) -> Recogniser:

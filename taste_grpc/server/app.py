@@ -77,7 +77,7 @@ class TasteServer:
         self._dialogue_gate: Gate[Dialogue] = Gate()
         self._health = HealthService(["", TASTE_SERVICE, DIALOGUE_SERVICE])
         self._taste = TasteService(self._gate, settings.limits, settings.admission.max_wait_ms)
-        self._talks = DialogueService(self._dialogue_gate, settings.limits, offered=make_dialogue is not None)
+        self._talks = DialogueService(self._dialogue_gate, settings, offered=make_dialogue is not None)
         self._server = grpc.aio.server(
             interceptors=[CallInterceptor(self._authenticator, settings.limits.max_idle_ms)],
             options=channel_options(settings),
@@ -206,6 +206,7 @@ class TasteServer:
         await self._server.stop(grace=0)
         await _first_of(_SETTLE_S, self._idle())
         self._taste.close()
+        self._talks.close()
         if self._metrics is not None:
             await self._metrics.aclose()
         log_event(logger, logging.INFO, "stopped")

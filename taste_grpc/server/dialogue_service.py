@@ -7,13 +7,14 @@ from contextlib import aclosing
 from typing import Any, Protocol
 
 from taste.v1 import dialogue_pb2, dialogue_pb2_grpc
-from taste_grpc.dialogue import Conversations, DialogueMetrics
+from taste_grpc.dialogue import Conversations, DialogueMetrics, ReplyModel
 from taste_grpc.dialogue.events import ErrorCode, Failure
 from taste_grpc.errors import CheckpointError, MethodNotOfferedError
 from taste_grpc.server.converse import ConverseCalls
 from taste_grpc.server.converse_messages import ConverseResponses
 from taste_grpc.server.gate import Gate
-from taste_grpc.settings import LimitSettings
+from taste_grpc.server.reply import ReplyCalls
+from taste_grpc.settings import Settings
 
 
 class Dialogue(Protocol):
@@ -22,6 +23,11 @@ class Dialogue(Protocol):
     @property
     def conversations(self) -> Conversations:
         """Live ones; after `start`."""
+        ...
+
+    @property
+    def reply_model(self) -> ReplyModel:
+        """Answers spoken questions; after `start`."""
         ...
 
     @property
@@ -50,10 +56,14 @@ class DialogueService(dialogue_pb2_grpc.DialogueServiceServicer):
         failure: why no conversation can be had, once that is known.
     """
 
-    def __init__(self, gate: Gate[Dialogue], limits: LimitSettings, *, offered: bool) -> None:
+    def __init__(self, gate: Gate[Dialogue], settings: Settings, *, offered: bool) -> None:
         self._gate, self._offered = gate, offered
-        self._converse = ConverseCalls(limits)
+        self._converse, self._replies = ConverseCalls(settings.limits), ReplyCalls(settings)
         self.failure: str | None = None
+
+    def close(self) -> None:
+        """Refuse those who wait to be let in, and end the decoding threads."""
+        self._replies.close()
 
     async def Converse(self, request_iterator: Any, context: Any) -> AsyncGenerator[dialogue_pb2.ConverseResponse]:
         """A live conversation."""
@@ -66,10 +76,17 @@ class DialogueService(dialogue_pb2_grpc.DialogueServiceServicer):
                 async for response in responses:
                     yield response
 
-    async def Reply(self, request: Any, context: Any) -> AsyncGenerator[dialogue_pb2.ReplyResponse]:
-        """Refused."""
-        raise MethodNotOfferedError("DialogueService.Reply is not offered by this server")
-        yield  # type: ignore[unreachable]  # makes it the generator that its kind of method is
+    async def Reply(
+        self, request: dialogue_pb2.ReplyRequest, context: Any
+    ) -> AsyncGenerator[dialogue_pb2.ReplyResponse]:
+        """The answer to a spoken question, in chunks of a few words."""
+        self._check_offered("Reply")
+        if self.failure is not None:
+            raise CheckpointError(self.failure)
+        with self._gate.enter() as dialogue:
+            async with aclosing(self._replies.reply(dialogue.reply_model, request)) as responses:
+                async for response in responses:
+                    yield response
 
     def _check_offered(self, method: str) -> None:
         if not self._offered:

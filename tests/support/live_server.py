@@ -11,7 +11,8 @@ from typing import Any
 
 import grpc
 
-from taste.v1 import taste_pb2_grpc
+from taste.v1 import dialogue_pb2_grpc, taste_pb2_grpc
+from taste_grpc.dialogue import DialogueMetrics, ReplyModel
 from taste_grpc.engine.protocol import Engine
 from taste_grpc.server import TasteServer
 from taste_grpc.settings import Settings, load_settings
@@ -35,12 +36,44 @@ class Live:
     def stub(self) -> Any:
         return taste_pb2_grpc.TasteServiceStub(self.channel)
 
+    @property
+    def dialogue(self) -> Any:
+        return dialogue_pb2_grpc.DialogueServiceStub(self.channel)
+
+
+class OnlyReplies:
+    """A dialogue in which nobody converses."""
+
+    parts = ()
+
+    def __init__(self, reply_model: ReplyModel, settings: Settings, engine: Engine) -> None:
+        self.reply_model, self.metrics = reply_model, DialogueMetrics(log_latency=False)
+        self.conversations = NoConversations()
+
+    async def start(self) -> None:
+        await self.reply_model.initialize()
+
+    async def aclose(self) -> None:
+        await self.reply_model.aclose()
+
+
+class NoConversations:
+    async def leave(self, grace_s: float) -> None:
+        """There are none."""
+
 
 @asynccontextmanager
 async def live_server(
-    engine: Engine, *, wait: bool = True, make_dialogue: MakeDialogue | None = None, **flags: Any
+    engine: Engine,
+    *,
+    wait: bool = True,
+    make_dialogue: MakeDialogue | None = None,
+    reply_model: ReplyModel | None = None,
+    **flags: Any,
 ) -> AsyncIterator[Live]:
-    """`make_dialogue` gets the settings of the server, too."""
+    """`make_dialogue` gets the settings of the server, too; with `reply_model` there are replies and no conversations."""
+    if reply_model is not None:
+        make_dialogue = partial(OnlyReplies, reply_model)
     settings = load_settings({"port": 0, "drain_grace_s": 0.2, **flags})
     make = partial(make_dialogue, settings) if make_dialogue is not None else None
     server = TasteServer(settings, lambda: engine, make)

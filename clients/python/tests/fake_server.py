@@ -14,11 +14,7 @@ from fake_dialogue import FakeDialogue
 from google.protobuf import any_pb2, duration_pb2
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
-<<<<<<< HEAD
-from taste.v1 import common_pb2, dialogue_pb2_grpc, taste_pb2, taste_pb2_grpc
-=======
 from taste.v1 import common_pb2, dialogue_pb2, dialogue_pb2_grpc, taste_pb2, taste_pb2_grpc
->>>>>>> a7d5ac3 (Ask for replies with the Python client and on the command line)
 
 DETAILS = "grpc-status-details-bin"
 CODES = {code.value[0]: code for code in grpc.StatusCode}
@@ -147,6 +143,9 @@ class FakeServicer(taste_pb2_grpc.TasteServiceServicer, dialogue_pb2_grpc.Dialog
             if request.conversation_format == "fails" and index == 2:
                 refuse(context, rich_status(code_pb2.INTERNAL, "the answer failed", "INTERNAL"))
 
+    def Converse(self, requests: Any, context: grpc.ServicerContext) -> Iterator[dialogue_pb2.ConverseResponse]:
+        return self.dialogue.Converse(requests, context)
+
     def Reply(self, request: Any, context: grpc.ServicerContext) -> Iterator[dialogue_pb2.ReplyResponse]:
         self._arrive("Reply", context)
         if not context.add_callback(self.reply_ended.set):
@@ -214,11 +213,7 @@ def start_server(
     interceptors = [interceptor] if interceptor else []
     server = grpc.server(pool, interceptors=interceptors, options=[("grpc.max_receive_message_length", 16 << 20)])
     taste_pb2_grpc.add_TasteServiceServicer_to_server(servicer, server)
-<<<<<<< HEAD
-    dialogue_pb2_grpc.add_DialogueServiceServicer_to_server(servicer.dialogue, server)
-=======
     dialogue_pb2_grpc.add_DialogueServiceServicer_to_server(servicer, server)
->>>>>>> a7d5ac3 (Ask for replies with the Python client and on the command line)
     where = "127.0.0.1:0"
     port = server.add_secure_port(where, credentials) if credentials else server.add_insecure_port(where)
     server.start()

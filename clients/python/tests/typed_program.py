@@ -53,12 +53,9 @@ from taste_grpc_client import (
     PartialTranscript,
     PcmEncoding,
     PemSource,
-<<<<<<< HEAD
     Phase,
     PhaseChanged,
-=======
     ReplyOptions,
->>>>>>> a7d5ac3 (Ask for replies with the Python client and on the command line)
     ResultStream,
     Retry,
     RoleName,

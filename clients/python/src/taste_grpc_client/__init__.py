@@ -97,12 +97,9 @@ __all__ = [
     "PartialTranscript",
     "PcmEncoding",
     "PemSource",
-<<<<<<< HEAD
     "Phase",
     "PhaseChanged",
-=======
     "ReplyOptions",
->>>>>>> a7d5ac3 (Ask for replies with the Python client and on the command line)
     "ResultStream",
     "Retry",
     "RoleName",

@@ -12,10 +12,7 @@ import grpc
 import grpc.aio
 
 from taste.v1.common_pb2 import Segment
-<<<<<<< HEAD
-=======
 from taste.v1.dialogue_pb2 import ReplyResponse
->>>>>>> a7d5ac3 (Ask for replies with the Python client and on the command line)
 from taste.v1.dialogue_pb2_grpc import DialogueServiceStub
 from taste.v1.taste_pb2 import (
     DetokenizeConfig,
@@ -189,15 +186,9 @@ class AsyncTasteClient:
             has_channel=channel is not None,
         )
         self._owned = self._connection.open_aio() if channel is None else None
-<<<<<<< HEAD
         opened: Any = channel or self._owned
         self._stub: Any = TasteServiceStub(opened)
         self._dialogue: Any = DialogueServiceStub(opened)
-=======
-        there: Any = channel or self._owned
-        self._stub: Any = TasteServiceStub(there)
-        self._dialogue: Any = DialogueServiceStub(there)
->>>>>>> a7d5ac3 (Ask for replies with the Python client and on the command line)
 
     async def __aenter__(self) -> Self:
         return self

@@ -12,11 +12,7 @@ from typing import Any, Generic, Self, TypeVar, Unpack
 import grpc
 
 from taste.v1.common_pb2 import Segment
-<<<<<<< HEAD
-from taste.v1.dialogue_pb2 import ConverseRequest
-=======
-from taste.v1.dialogue_pb2 import ReplyResponse
->>>>>>> a7d5ac3 (Ask for replies with the Python client and on the command line)
+from taste.v1.dialogue_pb2 import ConverseRequest, ReplyResponse
 from taste.v1.dialogue_pb2_grpc import DialogueServiceStub
 from taste.v1.taste_pb2 import (
     DetokenizeConfig,
@@ -188,15 +184,9 @@ class TasteClient:
             has_channel=channel is not None,
         )
         self._owned = self._connection.open() if channel is None else None
-<<<<<<< HEAD
         opened: Any = channel or self._owned
         self._stub: Any = TasteServiceStub(opened)
         self._dialogue: Any = DialogueServiceStub(opened)
-=======
-        there: Any = channel or self._owned
-        self._stub: Any = TasteServiceStub(there)
-        self._dialogue: Any = DialogueServiceStub(there)
->>>>>>> a7d5ac3 (Ask for replies with the Python client and on the command line)
 
     def __enter__(self) -> Self:
         return self
