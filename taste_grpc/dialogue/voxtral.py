@@ -95,19 +95,11 @@ class VoxtralModel(ChunkedReplyModel):
         self, samples: Float32Array, mode: ReplyMode, settings: ChunkedResponseSettings
     ) -> AsyncGenerator[str]:
         await self._turn.acquire()
-        loaded = self._loaded
-        if loaded is None:
+        try:
+            generation = self._begin(samples, mode, settings)
+        except BaseException:
             self._turn.release()
-            raise NotInitialisedError(f"{self.name} was closed")
-        generation = _Generation(loaded, lambda: loaded.prompt(samples, mode, settings), _sampling(settings))
-        self._running.add(generation)
-
-        def end_turn() -> None:
-            self._running.discard(generation)
-            self._turn.release()
-
-        # At the thread's end rather than this generator's, which may be torn down without waiting for it.
-        generation.begin(end_turn)
+            raise
         try:
             async for piece in generation.streamer:
                 yield piece
@@ -115,6 +107,22 @@ class VoxtralModel(ChunkedReplyModel):
             generation.stop()
             await generation.ended()
         generation.check()
+
+    def _begin(self, samples: Float32Array, mode: ReplyMode, settings: ChunkedResponseSettings) -> _Generation:
+        """An answer on its thread, whose end lets the next one begin."""
+        loaded = self._loaded
+        if loaded is None:
+            raise NotInitialisedError(f"{self.name} was closed")
+        generation = _Generation(loaded, lambda: loaded.prompt(samples, mode, settings), _sampling(settings))
+
+        def end_turn() -> None:
+            self._running.discard(generation)
+            self._turn.release()
+
+        # At the thread's end rather than that of `_answer`, which may be torn down without waiting for it.
+        generation.begin(end_turn)
+        self._running.add(generation)
+        return generation
 
 
 @dataclass(frozen=True)
