@@ -10,7 +10,7 @@ import asyncio
 import io
 import shutil
 import wave
-from asyncio.subprocess import DEVNULL, PIPE, Process
+from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncGenerator
 
 import numpy as np
@@ -83,16 +83,18 @@ class EspeakVoice:
     async def _wav(self, line: str) -> bytes:
         try:
             process = await asyncio.create_subprocess_exec(
-                *self._command, stdin=PIPE, stdout=PIPE, stderr=DEVNULL, start_new_session=True
+                *self._command, stdin=PIPE, stdout=PIPE, stderr=PIPE, start_new_session=True
             )
         except OSError as error:
             raise SpeechError(f"{_PROGRAM} does not start: {error.strerror or error}") from error
         try:
-            wav, _ = await process.communicate(line.encode())
+            wav, complaint = await process.communicate(line.encode())
         finally:
             await _end(process)
-        if process.returncode != 0:
-            raise SpeechError(f"{_PROGRAM} ended with exit status {process.returncode}")
+        # without the voice it says so, speaks with another one and ends well
+        if process.returncode != 0 or complaint.startswith(b"Error"):
+            reason = complaint.decode(errors="replace").strip() or f"exit status {process.returncode}"
+            raise SpeechError(f"{_PROGRAM} failed: {' '.join(reason.split())}")
         return wav
 
 
@@ -100,7 +102,9 @@ async def _end(process: Process) -> None:
     if process.returncode is None:
         process.kill()
         assert process.stdout is not None
-        await process.stdout.read()  # the pipe is closed once it has been read to its end
+        assert process.stderr is not None
+        for pipe in (process.stdout, process.stderr):
+            await pipe.read()  # a pipe is closed once it has been read to its end
         await process.wait()
 
 

@@ -74,9 +74,10 @@ class VoiceProcess:
         return self._process.pid if self._process is not None else None
 
     async def start(self) -> None:
-        """Wait until it is ready to speak. Raises SpeechError when it does not start."""
-        if self._process is not None:
+        """Start it unless it runs, and wait until it is ready to speak. Raises SpeechError when it does not start."""
+        if self._process is not None and self._process.returncode is None:
             return
+        await self.end()
         try:
             # of no terminal's group: Ctrl-C is for the server, which ends the process when it has drained
             self._process = await asyncio.create_subprocess_exec(

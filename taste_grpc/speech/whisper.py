@@ -98,13 +98,20 @@ class WhisperRecogniser:
 
         Without `language` a multilingual model finds out by itself.
         """
+        from faster_whisper.vad import get_speech_timestamps  # type: ignore[import-untyped]
+
+        language = known_language(self, language)
+        samples = np.ascontiguousarray(samples, np.float32)
+        spans = get_speech_timestamps(samples)
+        if not spans:  # of silence Whisper makes up words
+            return ""
         segments, _ = self._model.transcribe(
-            np.ascontiguousarray(samples, np.float32),
-            language=known_language(self, language),
+            samples[spans[0]["start"] : spans[-1]["end"]],
+            language=language,
             beam_size=1,
+            temperature=0.0,  # the default decodes up to six times what it doubts
             condition_on_previous_text=False,
             without_timestamps=True,
-            vad_filter=True,  # of silence Whisper makes up words
         )
         return " ".join(text for segment in segments if (text := segment.text.strip()))
 
