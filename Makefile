@@ -75,7 +75,7 @@ $(VENV)/.run-installed: $(VENV)/.torch-installed pyproject.toml clients/python/p
 
 $(VENV)/.dev-installed: $(VENV)/.run-installed
 	@echo 'Installing what tests need into $(VENV) ...'
-	@$(UV_INSTALL) -e '.[dev,plot,espeak,openai,whisper,voxtral]'
+	@$(UV_INSTALL) -e '.[dev,plot,openai,whisper,voxtral]'
 	@touch $@
 
 constraints: $(VENV)/.dev-installed ## Write the versions in .venv to constraints.txt

@@ -147,9 +147,15 @@ class IdleError(TasteError):
 class LanguageModelError(TasteError):
     """A language model failed, or the endpoint that serves it did or cannot be reached."""
 
+    grpc_code = "UNAVAILABLE"
+    reason = "ERROR_REASON_NOT_SERVING"
+
 
 class SpeechError(TasteError):
     """A recogniser or a voice failed on what it was given."""
+
+    grpc_code = "UNAVAILABLE"
+    reason = "ERROR_REASON_NOT_SERVING"
 
 
 class CallAbortedError(TasteError):

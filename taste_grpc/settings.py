@@ -198,8 +198,8 @@ class StreamSettings(BaseModel):
     """Tells speech from other sound."""
     recogniser: Literal["moonshine", "whisper"] = "moonshine"
     """Speech to text."""
-    recognisers: Annotated[int, Field(ge=1, le=64)] = 2
-    """Transcripts that are made at a time."""
+    recognisers: Annotated[int, Field(ge=1, le=64)] | None = None
+    """Transcripts that are made at a time; None takes half as many as there are cores."""
     model_whisper: Annotated[str, Field(min_length=1)] = "small-int8"
     """Whisper model: its size and number format, or a directory. Only for the recogniser `whisper`."""
     language_model: Literal["auto", "embedded", "openai", "taste"] = "auto"
@@ -216,7 +216,9 @@ class StreamSettings(BaseModel):
     """Recording of the person as whom a TASTE model answers, where the client names no voice; None takes one that ships
     with the embedded recogniser. Only for the language model `taste`."""
     voice: Literal["auto", "piper", "espeak"] = "auto"
-    """`auto` takes the neural voice where it is installed."""
+    """`auto` takes Piper where it is installed, else espeak-ng."""
+    voice_processes: Annotated[int, Field(ge=1, le=64)] = 1
+    """Phrases that are spoken at a time."""
 
     @property
     def first_token_timeout_s(self) -> float:

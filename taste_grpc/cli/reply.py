@@ -77,7 +77,7 @@ def reply(
     With --json each chunk is one object on a line of its own. Exit status 1 when nobody speaks, or the answer fails.
     """
     clip = read_clip("FILE", question)
-    with ProgressLine(shown=not as_json) as progress, connected(server, progress) as client:
+    with ProgressLine(shown=not as_json) as progress, connected(server, progress, dialogue=True) as client:
         progress.say(f"listening to {question}")
         with client.reply(clip, **answer.given()) as chunks:
             _show(chunks, progress, as_json)

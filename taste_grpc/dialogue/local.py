@@ -91,7 +91,7 @@ class LocalDialogue:
         settings = self._settings
         make_detector = _DETECTORS[settings.detector]
         detector = await asyncio.to_thread(make_detector)
-        pool = RecogniserPool(lambda: _recogniser(settings), settings.recognisers)
+        pool = RecogniserPool(lambda: _recogniser(settings), settings.recognisers or max(1, (os.cpu_count() or 2) // 2))
         self._running.push_async_callback(pool.aclose)
         await pool.start()
         await pool.transcribe(np.zeros(8_000, np.float32), urgent=False)
@@ -142,7 +142,7 @@ class LocalDialogue:
         return replies
 
     async def _cascade(self, model: LanguageModel) -> Answerer:
-        voice = self._voice = make_voice(self._settings.voice)
+        voice = self._voice = make_voice(self._settings.voice, processes=self._settings.voice_processes)
         self._running.push_async_callback(voice.aclose)
         await voice.start()
         return Cascade(model, voice, _cascade_settings(self._settings))

@@ -6,7 +6,7 @@ from collections import deque
 
 from taste_grpc.dialogue.ear import Frame
 
-PAD_MS = 320.0
+PAD_MS = 200.0
 """Audio that is kept before the first frame of speech: words begin softly."""
 _MOST_MS = 5_000.0
 

@@ -157,7 +157,7 @@ async def test_nobody_is_let_in_while_the_server_loads():
 
 async def test_a_model_that_is_not_initialised_is_unavailable():
     async with serving() as live:
-        await live.server._reply_model.aclose()
+        await live.server._dialogue.reply_model.aclose()
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await live.start().read()
         failure = read_failure(refused.value)
@@ -184,7 +184,7 @@ async def test_no_more_calls_than_the_setting_allows():
         reading = [asyncio.ensure_future(call.read()) for call in calls]
         await until(lambda: live.says.begun == 2)
         third = asyncio.ensure_future(live.start().read())
-        await until(lambda: live.server._dialogue._replies._door.waiting == 1)
+        await until(lambda: live.server._talks._replies._door.waiting == 1)
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await live.start().read()
         failure = read_failure(refused.value)
@@ -215,7 +215,7 @@ async def test_a_cancel_stops_the_work(pieces, caplog):
         call.cancel()
         await until(lambda: live.says.running == 0 and live.server._gate.active == 0)
         await until(lambda: tasks() <= before)
-        assert live.server._dialogue._replies._door.active == 0
+        assert live.server._talks._replies._door.active == 0
     assert [(line["chunk_id"], line["outcome"]) for line in events(caplog, "reply")] == [("q-3", "cancelled")]
     assert [(line["chunk_id"], line["code"]) for line in events(caplog, "call")] == [("q-3", "CANCELLED")]
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
@@ -278,11 +278,11 @@ async def test_who_waits_to_be_let_in_may_leave():
         first = live.start()
         await until(lambda: live.says.begun == 1)
         second = live.start()
-        await until(lambda: live.server._dialogue._replies._door.waiting == 1)
+        await until(lambda: live.server._talks._replies._door.waiting == 1)
         second.cancel()
-        await until(lambda: live.server._dialogue._replies._door.waiting == 0)
+        await until(lambda: live.server._talks._replies._door.waiting == 0)
         first.cancel()
-        await until(lambda: live.server._dialogue._replies._door.active == 0 and live.says.running == 0)
+        await until(lambda: live.server._talks._replies._door.active == 0 and live.says.running == 0)
         assert live.says.begun == 1
 
 

@@ -71,7 +71,7 @@ async def live_server(
     reply_model: ReplyModel | None = None,
     **flags: Any,
 ) -> AsyncIterator[Live]:
-    """`make_dialogue` gets the settings of the server, too; with `reply_model` there are replies and no conversations."""
+    """`make_dialogue` gets the settings of the server too; with `reply_model` there are replies and nothing else."""
     if reply_model is not None:
         make_dialogue = partial(OnlyReplies, reply_model)
     settings = load_settings({"port": 0, "drain_grace_s": 0.2, **flags})
