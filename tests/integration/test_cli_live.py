@@ -219,14 +219,17 @@ def started(*arguments: Any, cwd: Path, **changes: str) -> Iterator[subprocess.P
 def test_ctrl_c_ends_it_politely(server: ScriptedServer, folder: Path, tmp_path: Path):
     path = folder / "long.wav"
     soundfile.write(path, tone(60_000), RATE)
-    with started(*live(path, server=server), cwd=tmp_path) as process:
-        server.dialogue.wait_for(lambda talk: talk.phases == ["CAPTURING"] and not talk.over)
+    with started(*live(path, "--json", server=server), cwd=tmp_path) as process:
+        assert process.stdout is not None
+        while json.loads(process.stdout.readline())["event"] != "partial_transcript":
+            pass
         process.send_signal(signal.SIGINT)
         output, errors = process.communicate(timeout=60)
     assert (process.returncode, errors) == (130, "")
-    assert "you:    hel\n" in output
-    assert "CANCELLED: as scripted" in output
-    assert "1 turn, 0 answered" in output
+    *_, summary = map(json.loads, output.splitlines())
+    assert summary["totals"] == {**summary["totals"], "turns": 1, "answered": 0}
+    assert summary["turns"][0]["errors"] == [{"code": "CANCELLED", "message": "as scripted"}]
+    assert summary["turns"][0]["transcript"] == "hel"
     server.dialogue.wait_for(lambda talk: talk.half_closed)
     assert server.dialogue.conversations[-1].received[-1].HasField("cancel")
 
