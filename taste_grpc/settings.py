@@ -39,6 +39,7 @@ _NESTED = "__"
 _TOKEN = re.compile(r"[\x21-\x7e]*")
 _TOKEN_NAME = re.compile(r"[A-Za-z0-9._@:/+-]{1,64}")
 _MAX_TOKEN_CHARS = 4_096
+_ORIGIN = re.compile(r"https?://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?/?")
 
 
 def _checked_token(token: SecretStr) -> SecretStr:
@@ -239,6 +240,28 @@ class TlsSettings(BaseModel):
     """Authorities of clients. When given, only clients with a certificate of theirs get in."""
 
 
+def _checked_origin(origin: str) -> str:
+    if not _ORIGIN.fullmatch(origin.lower()):
+        raise ValueError("an origin is written like https://talk.example.com or http://10.0.0.5:8080")
+    return origin.lower().rstrip("/")
+
+
+class WebSettings(BaseModel):
+    """The page to talk with, and the WebSocket behind it; under `tls` they are served with its certificate."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    enabled: bool = False
+    host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65_535)] = 8_080
+    """0 takes any free one; the log tells which."""
+    origins: tuple[Annotated[str, AfterValidator(_checked_origin)], ...] = ()
+    """Where the page may come from beside `localhost` and plain addresses: the names browsers know this server by, such
+    as `https://talk.example.com`."""
+    max_connections: Annotated[int, Field(ge=1, le=65_536)] = 64
+    """Conversations at once; further ones are told to try again later."""
+
+
 class Settings(BaseSettings):
     """Everything a server can be told. Immutable; make one with `load_settings`."""
 
@@ -299,6 +322,7 @@ class Settings(BaseSettings):
     dialogue: bool = True
     """Whether conversations are offered: DialogueService."""
     stream: StreamSettings = StreamSettings()
+    web: WebSettings = WebSettings()
     metrics_port: Annotated[int, Field(ge=0, le=65_535)] | None = None
     """Port for Prometheus, at `host`; 0 takes any free one. None: no metrics."""
 

@@ -1,0 +1,76 @@
+"""TLS for the page: the certificate of the server, read again when its files change."""
+
+from __future__ import annotations
+
+import logging
+import ssl
+from pathlib import Path
+
+from taste_grpc.errors import SettingsError
+from taste_grpc.observability import log_event
+from taste_grpc.settings import TlsSettings
+
+logger = logging.getLogger(__name__)
+
+_Stamps = tuple[tuple[int, int, int], ...]
+
+
+class WebTls:
+    """Has `context` show the certificate that the files have when a browser connects.
+
+    Files that have become unusable change nothing: the last good certificate stays, and one line is logged for each
+    change. With `client_ca_file` a browser needs a certificate too.
+
+    Raises:
+        SettingsError: the files are not usable.
+    """
+
+    def __init__(self, tls: TlsSettings) -> None:
+        self._tls = tls
+        self._stamps = self._read_stamps()
+        try:
+            self.context = self._current = self._load()
+        except (OSError, ssl.SSLError) as error:
+            raise SettingsError(f"tls: the files cannot be used for the page: {_why(error)}") from error
+        self.context.sni_callback = self._use_current
+
+    def _use_current(self, connection: ssl.SSLObject, name: str | None, context: ssl.SSLContext) -> None:
+        """Called in each handshake, on the event loop."""
+        stamps = self._read_stamps()
+        if stamps != self._stamps:
+            self._stamps = stamps
+            try:
+                self._current = self._load()
+            except (OSError, ssl.SSLError) as error:
+                log_event(logger, logging.ERROR, "changed certificate not taken by the page", why=_why(error))
+            else:
+                log_event(logger, logging.INFO, "certificate of the page read again", file=self._tls.cert_file)
+        connection.context = self._current
+
+    def _load(self) -> ssl.SSLContext:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(self._tls.cert_file, self._tls.key_file, password=_no_password)
+        if self._tls.client_ca_file is not None:
+            context.load_verify_locations(self._tls.client_ca_file)
+            context.verify_mode = ssl.CERT_REQUIRED
+        return context
+
+    def _read_stamps(self) -> _Stamps:
+        files = (self._tls.cert_file, self._tls.key_file, self._tls.client_ca_file)
+        return tuple(_stamp(file) for file in files if file is not None)
+
+
+def _stamp(file: Path) -> tuple[int, int, int]:
+    try:
+        status = file.stat()
+    except OSError:
+        return (0, 0, 0)
+    return (status.st_mtime_ns, status.st_size, status.st_ino)
+
+
+def _no_password() -> str:
+    raise ssl.SSLError("the key is encrypted")
+
+
+def _why(error: Exception) -> str:
+    return str(getattr(error, "strerror", None) or getattr(error, "reason", None) or error)
