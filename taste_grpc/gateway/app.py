@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from starlette.responses import FileResponse, PlainTextResponse, Response
 from starlette.routing import Mount, Route, WebSocketRoute
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from starlette.websockets import WebSocket
+from starlette.websockets import WebSocket, WebSocketDisconnect
 from websockets.frames import CloseCode
 
 from taste_grpc.errors import UnauthenticatedError
@@ -120,10 +121,11 @@ class Door:
 
 async def _turn_away(websocket: WebSocket) -> None:
     """Say that there is no room, in a way that a page can read: of a refused request it learns nothing."""
-    await websocket.accept()
-    await websocket.send_text(protocol_text())
-    await websocket.send_text(error_text(OVERLOADED, "all places are taken; try again in a moment"))
-    await websocket.close(CloseCode.TRY_AGAIN_LATER)
+    with contextlib.suppress(WebSocketDisconnect):
+        await websocket.accept()
+        await websocket.send_text(protocol_text())
+        await websocket.send_text(error_text(OVERLOADED, "all places are taken; try again in a moment"))
+        await websocket.close(CloseCode.TRY_AGAIN_LATER)
 
 
 class _Shield:

@@ -16,6 +16,11 @@ class Session(Protocol):
         """Its name in the log."""
         ...
 
+    @property
+    def was_cut(self) -> bool:
+        """Whether the server ended it, before its end."""
+        ...
+
     async def put(self, event: ClientEvent) -> None:
         """Take what the client did; waits while much is queued. Does nothing once the conversation has ended."""
         ...
@@ -37,7 +42,14 @@ class Conversations(Protocol):
     """Where conversations are opened."""
 
     async def open(self, start: Start) -> Session:
-        """A new conversation. Raises ConversationRefusedError."""
+        """A new conversation, or one that goes on.
+
+        Raises:
+            ConversationRefusedError, InvalidInputError: it cannot be had as `start` asks.
+            OverloadedError: too many are open.
+            UnavailableError: the server loads, or is about to stop.
+            UnsupportedByModelError: the loaded models lack what is asked.
+        """
         ...
 
 

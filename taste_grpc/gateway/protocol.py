@@ -65,6 +65,10 @@ UNAUTHENTICATED = "UNAUTHENTICATED"
 """Error code of a client without a known token; beside those of `ErrorCode`."""
 OVERLOADED = "OVERLOADED"
 """Error code of a client for whom there is no room; beside those of `ErrorCode`."""
+UNAVAILABLE = "UNAVAILABLE"
+"""Error code while the server loads or is about to stop; beside those of `ErrorCode`."""
+UNSUPPORTED = "UNSUPPORTED"
+"""Error code of a `start` that asks for what the loaded models cannot do; beside those of `ErrorCode`."""
 
 _MAX_INT = 2**53 - 1  # beyond it JavaScript has gaps
 _MAX_QUOTED_CHARS = 40

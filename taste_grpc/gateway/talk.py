@@ -13,11 +13,21 @@ from websockets.frames import CloseCode
 
 from taste_grpc.dialogue import ConversationRefusedError
 from taste_grpc.dialogue.events import AudioIn, ClientEvent, ErrorCode, Failure, GoingAway
-from taste_grpc.errors import UnauthenticatedError
+from taste_grpc.errors import (
+    InvalidInputError,
+    OverloadedError,
+    TasteError,
+    UnauthenticatedError,
+    UnavailableError,
+    UnsupportedByModelError,
+)
 from taste_grpc.gateway.conversations import Authenticate, Conversations, Session
 from taste_grpc.gateway.microphone import Microphone
 from taste_grpc.gateway.protocol import (
+    OVERLOADED,
     UNAUTHENTICATED,
+    UNAVAILABLE,
+    UNSUPPORTED,
     StartMessage,
     UnsupportedRateError,
     ViolationError,
@@ -113,24 +123,25 @@ class Talk:
                 await self._send(protocol_text())
                 self._session = await self._open()
                 return await self._converse(self._session)
-        except ViolationError as error:
-            await self._send(error_text(ErrorCode.PROTOCOL_VIOLATION, str(error)))
-            return Ending(error.close_code)
-        except UnauthenticatedError as error:
-            await self._send(error_text(UNAUTHENTICATED, str(error)))
-            return Ending(CloseCode.POLICY_VIOLATION, "unauthenticated")
-        except ConversationRefusedError as error:
-            await self._send(error_text(error.code, str(error)))
-            return _ending_after(error.code)
         except WebSocketDisconnect:
             raise
+        except TasteError as error:
+            code, ending = _refusal(error)
+            if code is ErrorCode.INTERNAL:
+                return await self._failed(error)
+            await self._send(error_text(code, str(error)))
+            return ending
         except Exception as error:
             if isinstance(error, TimeoutError) and self._quiet and self._quiet.expired():
                 await self._send(info_text("nothing has happened for a long time: the connection is closed"))
                 return Ending(CloseCode.POLICY_VIOLATION, "idle")
-            log_event(logger, logging.ERROR, "web conversation failed", error=error)
-            await self._send(error_text(ErrorCode.INTERNAL, "the server failed; its log has the cause"))
-            return Ending(CloseCode.INTERNAL_ERROR)
+            return await self._failed(error)
+
+    async def _failed(self, error: Exception) -> Ending:
+        """Something went wrong that is not the client's business."""
+        log_event(logger, logging.ERROR, "web conversation failed", error=error)
+        await self._send(error_text(ErrorCode.INTERNAL, "the server failed; its log has the cause"))
+        return Ending(CloseCode.INTERNAL_ERROR)
 
     async def _open(self) -> Session:
         """The conversation that the client's first good `start` opens."""
@@ -233,7 +244,7 @@ class Talk:
                     ending = Ending(CloseCode.SERVICE_RESTART, "going away")
                 elif isinstance(event, Failure) and not event.code.recoverable:
                     ending = _ending_after(event.code)
-        return ending
+        return Ending(CloseCode.SERVICE_RESTART, "the server stops") if session.was_cut else ending
 
     async def _refuse(self, code: ErrorCode, message: str) -> None:
         self._is_deaf = True
@@ -270,6 +281,26 @@ def _changes(name: str, start: StartMessage, first: StartMessage) -> bool:
 
 def _name(event: ClientEvent) -> str:
     return "audio" if isinstance(event, AudioIn) else f"a {type(event).__name__.lower()} message"
+
+
+def _refusal(error: TasteError) -> tuple[ErrorCode | str, Ending]:
+    """What a client is told that cannot talk, and how its connection ends."""
+    match error:
+        case ViolationError():
+            return ErrorCode.PROTOCOL_VIOLATION, Ending(error.close_code)
+        case InvalidInputError():
+            return ErrorCode.PROTOCOL_VIOLATION, Ending(CloseCode.UNSUPPORTED_DATA)
+        case ConversationRefusedError():
+            return error.code, _ending_after(error.code)
+        case UnauthenticatedError():
+            return UNAUTHENTICATED, Ending(CloseCode.POLICY_VIOLATION, "unauthenticated")
+        case OverloadedError():
+            return OVERLOADED, Ending(CloseCode.TRY_AGAIN_LATER)
+        case UnavailableError():
+            return UNAVAILABLE, Ending(CloseCode.TRY_AGAIN_LATER)
+        case UnsupportedByModelError():
+            return UNSUPPORTED, Ending(CloseCode.POLICY_VIOLATION, "unsupported")
+    return ErrorCode.INTERNAL, Ending(CloseCode.INTERNAL_ERROR)
 
 
 def _ending_after(code: ErrorCode) -> Ending:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
+import random
 from collections.abc import AsyncIterator
 from typing import Any
 
 import numpy as np
 import pytest
 import pytest_asyncio
+from websockets.exceptions import ConnectionClosed
 
 from taste_grpc.dialogue import Phase
 from taste_grpc.dialogue.events import (
@@ -28,6 +31,7 @@ from taste_grpc.dialogue.events import (
     Stop,
     TextTurn,
 )
+from taste_grpc.errors import InvalidInputError, OverloadedError, UnavailableError, UnsupportedByModelError
 from tests.support.live_gateway import Client, LiveGateway, live_gateway
 from tests.support.live_server import until
 from tests.support.log_lines import events
@@ -293,6 +297,34 @@ async def test_a_conversation_that_is_refused(live: LiveGateway) -> None:
         assert code == 1011
 
 
+@pytest.mark.parametrize(
+    ("error", "code", "close"),
+    [
+        (InvalidInputError("resume_token", "is empty"), "PROTOCOL_VIOLATION", 1003),
+        (OverloadedError("16 conversations are under way"), "OVERLOADED", 1013),
+        (UnavailableError("the server is about to stop"), "UNAVAILABLE", 1013),
+        (UnsupportedByModelError("only English is understood"), "UNSUPPORTED", 1008),
+    ],
+)
+async def test_what_stands_in_the_way_of_a_conversation_is_told(
+    live: LiveGateway, error: Exception, code: str, close: int
+) -> None:
+    live.conversations.refusals.append(error)
+    async with live.client() as client:
+        await client.send(START)
+        messages, closed = await client.rest()
+        assert [(told["code"], told["message"], told["recoverable"]) for told in messages] == [
+            (code, str(error), False)
+        ]
+        assert closed == close
+
+
+async def test_a_conversation_that_the_server_cuts(live: LiveGateway) -> None:
+    async with live.talking() as client:
+        live.session.cut()
+        assert await client.rest() == ([], 1012)
+
+
 async def test_a_fault_of_ours_is_no_secret_and_tells_none(live: LiveGateway, caplog: pytest.LogCaptureFixture) -> None:
     live.conversations.refusals.append(ZeroDivisionError("internals"))
     async with live.client() as client:
@@ -359,9 +391,7 @@ async def test_a_slow_reader_holds_back_what_is_sent_to_it(live: LiveGateway) ->
         writer.transport.pause_reading()
         session.emit(*(tone(0, seq, 1_000, 16_000) for seq in range(600)))
         await stands_still(lambda: session.sent)
-        assert session.sent < 100, (
-            "of ten minutes of audio next to nothing is on its way to a client that does not read"
-        )
+        assert session.sent < 100, "of ten minutes of audio little is on its way to who does not read"
     finally:
         writer.transport.abort()
     await session.closed.wait()
@@ -421,3 +451,30 @@ async def test_the_log_says_that_there_was_a_conversation_and_nothing_of_it(
     ours = [record for record in caplog.records if record.name.startswith(("taste_grpc", "uvicorn"))]
     assert ours
     assert not [record for record in ours if "secret" in str(vars(record))]
+
+
+async def test_no_order_of_messages_confuses_it(live: LiveGateway, caplog: pytest.LogCaptureFixture) -> None:
+    dice = random.Random(8)
+    good = [
+        START,
+        PCM,
+        {"type": "stop"},
+        {"type": "cancel"},
+        {"type": "text", "text": "Hi"},
+        {"type": "mark", "id": "x"},
+    ]
+    bad = ["{", b"odd", {"type": "sing"}, {**START, "sample_rate": 1}, b"", b"\x00" * 65_538, {"type": "start"}]
+    for _ in range(60):
+        async with live.client() as client:
+            with contextlib.suppress(ConnectionClosed):
+                for message in dice.choices(good + bad, [6, 6, 2, 2, 2, 2] + [1] * len(bad), k=dice.randrange(1, 8)):
+                    await client.send(message)
+                await client.send("the end")
+            messages, code = await client.rest()
+            fatal = [message for message in messages if message.get("recoverable") is False]
+            assert [error["code"] for error in fatal] == ["PROTOCOL_VIOLATION"], messages
+            assert messages[-1] is fatal[0]
+            assert code in (1002, 1003, 1009)
+    await until(lambda: live.gateway.connections == 0)
+    assert all(session.closed.is_set() for session in live.conversations.opened)
+    assert [record for record in caplog.records if record.levelno > logging.INFO] == []

@@ -55,7 +55,7 @@ class ScriptedSession:
         self.is_taking = asyncio.Event()
         self.is_taking.set()
         self.closed = asyncio.Event()
-        self.input_ended = False
+        self.was_cut = False
         self.sent = 0
         self._out: asyncio.Queue[ServerEvent | None] = asyncio.Queue()
         self.emit(Started(session_id, start.voice or VoiceChoice(), resumed=start.resume_token is not None))
@@ -69,6 +69,11 @@ class ScriptedSession:
         """Have `events` happen."""
         for event in events:
             self._out.put_nowait(event)
+
+    def cut(self) -> None:
+        """End the conversation as a server that stops."""
+        self.was_cut = True
+        self.end()
 
     def end(self) -> None:
         """End the conversation after what was emitted."""
@@ -84,9 +89,6 @@ class ScriptedSession:
 
     def hear(self, event: ClientEvent) -> None:
         """Do what `event` calls for."""
-
-    def end_input(self) -> None:
-        self.input_ended = True
 
     def violate(self, message: str) -> None:
         self.emit(Failure(None, ErrorCode.PROTOCOL_VIOLATION, message))

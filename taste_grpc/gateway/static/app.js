@@ -22,6 +22,8 @@ const ERRORS = {
   INTERNAL: 'The server failed',
   UNAUTHENTICATED: 'The server asks for an access token; enter it under Settings',
   OVERLOADED: 'The server has no room',
+  UNAVAILABLE: 'The server is not ready',
+  UNSUPPORTED: 'The server cannot do that',
 };
 
 const $ = (id) => document.getElementById(id);
@@ -158,7 +160,10 @@ const handlers = {
     const isNew = player.turn !== key(turn);
     if (phase === 'capturing' && isNew && player.isPlaying) silence();
     if (phase === 'thinking') view.answered(key(turn));
-    if (phase === 'complete' || phase === 'error') mayRestart = true;
+    if (phase === 'complete' || phase === 'error') {
+      mayRestart = true;
+      view.over(key(turn));
+    }
     if (phase === 'capturing' || phase === 'thinking') view.notice('');
     matchRate();
   },

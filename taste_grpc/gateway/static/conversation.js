@@ -1,6 +1,7 @@
 // The connection to the server: one conversation, opened again when the line breaks.
 
 const RETRY_MS = [500, 1000, 2000, 4000, 8000];
+const PASSING = new Set(['OVERLOADED', 'UNAVAILABLE', 'INTERNAL']); // errors that may be over soon
 const MAX_UNSENT_BYTES = 1 << 20; // of audio, half a minute
 const RETRIED = new Set([1001, 1005, 1006, 1011, 1012, 1013, 1014]);
 
@@ -38,16 +39,17 @@ export class Conversation extends EventTarget {
     return this.#resume !== null && this.isOpen;
   }
 
-  /** Connect, if need be. */
+  /** Connect, if need be, and at once. */
   open() {
-    if (this.#state !== 'off') return;
+    if (this.#state !== 'off' && this.#timer === null) return;
+    this.#wait(null);
     this.#retries = 0;
     this.#connect();
   }
 
   /** End the conversation. */
   close() {
-    clearTimeout(this.#timer);
+    this.#wait(null);
     this.#resume = null;
     this.#unsent = [];
     this.#drop();
@@ -60,10 +62,10 @@ export class Conversation extends EventTarget {
     this.#connect();
   }
 
-  /** Send a message, once the conversation is open. */
+  /** Send a message; what was typed waits until the conversation is open, all else is of the moment. */
   send(message) {
     if (this.isOpen) this.#socket.send(JSON.stringify(message));
-    else if (this.#state !== 'off') this.#unsent.push(message);
+    else if (this.#state !== 'off' && message.type === 'text') this.#unsent.push(message);
   }
 
   /** Send audio, if the conversation is open and the line keeps up; returns whether it does. */
@@ -100,11 +102,11 @@ export class Conversation extends EventTarget {
       this.#resume = { token: message.resume_token, until: Date.now() + message.token_lifetime_ms };
     } else if (message.type === 'error' && !this.isOpen) {
       this.#isAnew = this.#resume !== null;
-      this.#isFinal = !this.#isAnew && message.code !== 'OVERLOADED';
+      this.#isFinal = !this.#isAnew && !PASSING.has(message.code);
       this.#resume = null;
       if (message.recoverable) this.#socket.close();
     } else if (message.type === 'error' && !message.recoverable) {
-      this.#isFinal = message.code !== 'INTERNAL';
+      this.#isFinal = !PASSING.has(message.code);
     }
     this.dispatchEvent(new CustomEvent('message', { detail: message }));
   }
@@ -115,7 +117,7 @@ export class Conversation extends EventTarget {
     const isWorthIt = this.#isAnew || (!this.#isFinal && RETRIED.has(code) && this.#retries < RETRY_MS.length);
     this.#isAnew = false;
     if (isWorthIt || this.#resume) {
-      this.#timer = setTimeout(() => this.#connect(), RETRY_MS[Math.min(this.#retries, RETRY_MS.length - 1)]);
+      this.#wait(RETRY_MS[Math.min(this.#retries, RETRY_MS.length - 1)]);
       this.#retries += 1;
       this.#enter('retrying');
     } else {
@@ -124,6 +126,15 @@ export class Conversation extends EventTarget {
     }
     const detail = { again: this.#state === 'retrying', isIdle: reason === 'idle', isExplained: this.#isFinal };
     this.dispatchEvent(new CustomEvent('lost', { detail }));
+  }
+
+  /** Connect after `ms`, or, with null, do not. */
+  #wait(ms) {
+    clearTimeout(this.#timer);
+    this.#timer = ms === null ? null : setTimeout(() => {
+      this.#timer = null;
+      this.#connect();
+    }, ms);
   }
 
   #drop() {

@@ -32,6 +32,15 @@ export class View {
   #typed = []; // articles of typed turns that the server has not begun yet
   #count = 0;
   #log = $('conversation');
+  #isAtEnd = true; // of the conversation: what comes is followed
+
+  constructor() {
+    const log = this.#log;
+    log.addEventListener('scroll', () => {
+      this.#isAtEnd = log.scrollHeight - log.scrollTop - log.clientHeight < FOLLOW_PX;
+    }, { passive: true });
+    new ResizeObserver(() => this.#following(() => {})).observe(log);
+  }
 
   /** The article of a turn; made when it is not there yet. */
   #article(key) {
@@ -55,10 +64,8 @@ export class View {
 
   /** Do `change`, and keep the end in sight when it was. */
   #following(change) {
-    const log = this.#log;
-    const isAtEnd = log.scrollHeight - log.scrollTop - log.clientHeight < FOLLOW_PX;
     change();
-    if (isAtEnd) log.scrollTop = log.scrollHeight;
+    if (this.#isAtEnd) this.#log.scrollTop = this.#log.scrollHeight;
   }
 
   #fill(key, part, text, isPartial = false) {
@@ -75,12 +82,18 @@ export class View {
     if (isFinal && text) this.announce(`You said: ${text}`);
   }
 
+  /** A turn is over: what seemed to be words and turned out to be none is forgotten. */
+  over(key) {
+    if (this.#turns.get(key)?.querySelector('.you.partial')) this.#fill(key, 'you', '');
+  }
+
   /** What was typed; belongs to the next turn that begins without having been heard. */
   typed(text) {
     const article = this.#newArticle();
     article.querySelector('.you').textContent = text;
     this.#typed.push(article);
-    this.#log.scrollTop = this.#log.scrollHeight;
+    this.#isAtEnd = true;
+    this.#following(() => {});
   }
 
   /** A turn is being answered. */
@@ -133,7 +146,7 @@ export class View {
   }
 
   talking(isOn) {
-    $('talk').setAttribute('aria-pressed', String(isOn));
+    $('talk').dataset.on = isOn;
     $('talk-label').textContent = isOn ? 'Mute' : 'Talk';
   }
 
