@@ -24,7 +24,7 @@ from taste_grpc.dialogue.events import (
     PlaybackCredit,
     TextTurn,
 )
-from taste_grpc.errors import UnauthenticatedError
+from taste_grpc.errors import UnauthenticatedError, UnavailableError
 from taste_grpc.speech import sample_recordings
 from tests.support.browser import Visit, browser, visit, why_no_browser
 from tests.support.live_gateway import LiveGateway, live_gateway
@@ -262,6 +262,7 @@ async def test_a_conversation_goes_on_when_the_server_goes_away(chromium: Browse
         await say(page, "Hello?")
         await page.until_text(".reply", "Try again.")
         before = live.session
+        live.conversations.refusals.append(UnavailableError("the server is about to stop"))
         before.emit(GoingAway("resume-me", 5_000, 60_000))
         await before.closed.wait()
         await until(lambda: live.session is not before)

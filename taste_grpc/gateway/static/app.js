@@ -220,10 +220,12 @@ function sentence(message) {
 
 conversation.addEventListener('message', ({ detail }) => handlers[detail.type]?.(detail));
 conversation.addEventListener('state', ({ detail }) => view.connection(detail));
-conversation.addEventListener('lost', ({ detail: { again, isIdle, isExplained } }) => {
+conversation.addEventListener('lost', ({ detail: { again, resumes, isIdle, isExplained } }) => {
   phase = 'idle';
   if (again) {
-    view.notice('The connection was lost; trying again.');
+    view.notice(resumes
+      ? 'The server is being restarted; the conversation will go on.'
+      : 'The connection was lost; trying again.');
     return;
   }
   view.unsent();

@@ -7,7 +7,7 @@ const RETRIED = new Set([1001, 1005, 1006, 1011, 1012, 1013, 1014]);
 
 /**
  * Dispatches `message` (its `detail` is what the server sent), `state` (`off`, `connecting`, `on` or `retrying`) and
- * `lost` (`detail`: whether it is tried `again`, whether it was for silence, whether an error explained it before).
+ * `lost` (`detail`: whether it is tried `again`, and then `resumes`; whether it was for silence, or an error explained it).
  */
 export class Conversation extends EventTarget {
   #socket = null;
@@ -99,11 +99,14 @@ export class Conversation extends EventTarget {
       this.#enter('on');
       for (const unsent of this.#unsent.splice(0)) this.send(unsent);
     } else if (message.type === 'going_away') {
-      this.#resume = { token: message.resume_token, until: Date.now() + message.token_lifetime_ms };
+      const { resume_token: token, token_lifetime_ms: lifetimeMs } = message;
+      this.#resume = token ? { token, until: Date.now() + lifetimeMs } : null; // without one it could not be kept
     } else if (message.type === 'error' && !this.isOpen) {
-      this.#isAnew = this.#resume !== null;
-      this.#isFinal = !this.#isAnew && !PASSING.has(message.code);
-      this.#resume = null;
+      if (!PASSING.has(message.code)) {
+        this.#isAnew = this.#resume !== null;
+        this.#isFinal = !this.#isAnew;
+        this.#resume = null;
+      }
       if (message.recoverable) this.#socket.close();
     } else if (message.type === 'error' && !message.recoverable) {
       this.#isFinal = !PASSING.has(message.code);
@@ -124,7 +127,12 @@ export class Conversation extends EventTarget {
       this.#unsent = [];
       this.#enter('off');
     }
-    const detail = { again: this.#state === 'retrying', isIdle: reason === 'idle', isExplained: this.#isFinal };
+    const detail = {
+      again: this.#state === 'retrying',
+      resumes: this.#resume !== null,
+      isIdle: reason === 'idle',
+      isExplained: this.#isFinal,
+    };
     this.dispatchEvent(new CustomEvent('lost', { detail }));
   }
 

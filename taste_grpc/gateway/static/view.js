@@ -112,7 +112,7 @@ export class View {
     const reply = this.#article(key).querySelector('.reply');
     const text = reply.textContent;
     const end = endOf(heard, text);
-    this.#following(() => reply.replaceChildren(text.slice(0, end), make('s', 'unheard', text.slice(end))));
+    this.#following(() => reply.replaceChildren(text.slice(0, end), make('span', 'unheard', text.slice(end))));
     this.mark(key, 'interrupted');
   }
 
