@@ -121,7 +121,6 @@ class Transcription:
         if self._over or self._decode is not None:
             return
         if now_ms >= self._due_ms and self._is_whole(self._covered_ms):
-            self._due_ms = now_ms + self._interval_ms
             self._show(self._covered_ms)  # nothing was said since
         elif now_ms >= self._due_ms and now_ms - self._begun_ms >= LEAST_ADDED_MS:
             self._begin(is_partial=True)
@@ -179,6 +178,7 @@ class Transcription:
     def _show(self, until_ms: float) -> None:
         if self._text and self._text != self._shown and not self._over:
             self._shown = self._text
+            self._due_ms = max(self._due_ms, self.recording.ms + self._interval_ms)
             self._on_partial(self._text, round(until_ms))
 
     def _ended(self, task: asyncio.Task[str]) -> None:

@@ -55,3 +55,23 @@ def test_what_somebody_else_has_ended_begins_again_with_the_next_speech() -> Non
     assert not taking.speaking
     assert run(taking, "." * 60) == []
     assert run(taking, "###") == [SpeechBegan(65 * FRAME_MS)]
+
+
+def test_speech_may_be_taken_for_a_turn_however_short_it_is() -> None:
+    taking = TurnTaking()
+    run(taking, "..#")
+    assert taking.run_began_ms == 2 * FRAME_MS
+    taking.begin()
+    assert taking.speaking
+    assert run(taking, "#" + "." * 40) == [SpeechEnded(4 * FRAME_MS)]
+
+
+def test_what_is_still_said_in_a_turn_that_was_ended_begins_none_until_a_pause() -> None:
+    taking = TurnTaking()
+    run(taking, "#" * 10)
+    taking.end(until_silence=True)
+    assert run(taking, "#" * 200 + "....." + "#" * 200) == []  # 160 ms are no pause
+    assert taking.run_began_ms is None
+    assert taking.voiced_ms == 0.0
+    assert run(taking, "." * 10) == []
+    assert run(taking, "###") == [SpeechBegan(425 * FRAME_MS)]
