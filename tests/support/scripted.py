@@ -317,9 +317,13 @@ async def talking(
     voice: VoiceChoice | None = None,
     language: str | None = None,
     clock: Callable[[], float] | None = None,
+    is_alone: bool = True,
     **settings: Any,
 ) -> AsyncIterator[Client]:
-    """A client of a session of its own; afterwards nothing of it runs any more, or an AssertionError says what."""
+    """A client of a session of its own; afterwards nothing of it runs any more, or an AssertionError says what.
+
+    With others at the same time, which are not `is_alone`, only its parts are looked at.
+    """
     before = asyncio.all_tasks()
     scripts = scripts or Scripts()
     ears = ThreadPoolExecutor(1)
@@ -337,7 +341,7 @@ async def talking(
     finally:
         await client.close()
         ears.shutdown()
-    left = asyncio.all_tasks() - before
+    left = asyncio.all_tasks() - before if is_alone else None
     assert not left, f"still running: {left}"
     assert (scripts.transcriber.running, scripts.model.open, scripts.voice.open) == (0, 0, 0)
 
