@@ -97,10 +97,10 @@ class ResumeStore:
         path, taken = self._path(token), self._taken(token)
         try:
             expires_at = path.stat().st_mtime + self.lifetime_s
+            text = path.read_text("utf-8")  # before others can see that it is taken, and delete it
             os.close(os.open(taken, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))  # of two that try, one succeeds
             now = self._clock()
             os.utime(taken, (now, now))
-            text = path.read_text("utf-8")
             path.unlink(missing_ok=True)
             return SavedConversation.from_json(text) if now <= expires_at else None
         except (OSError, ValueError, KeyError, TypeError):
@@ -108,8 +108,8 @@ class ResumeStore:
 
     def put_back(self, token: str, conversation: SavedConversation) -> None:
         """Let a token count again that was just taken, its lifetime anew. Raises OSError when it cannot be written."""
-        self._write(self._path(token), conversation, self._clock())
         self._taken(token).unlink(missing_ok=True)
+        self._write(self._path(token), conversation, self._clock())
 
     def _path(self, token: str) -> Path:
         return self._directory / (hashlib.sha256(token.encode("utf-8", "surrogatepass")).hexdigest() + _SAVED)
