@@ -14,6 +14,7 @@ import numpy as np
 from taste_grpc.audio import Encoding
 from taste_grpc.audio.waveform import Float32Array
 from taste_grpc.dialogue import (
+    Answerer,
     Cascade,
     CascadeSettings,
     ConversationParts,
@@ -215,10 +216,13 @@ class Scripts:
     voice: ScriptedVoice = field(default_factory=ScriptedVoice)
     cascade: CascadeSettings = field(default_factory=CascadeSettings)
     metrics: DialogueMetrics = field(default_factory=lambda: DialogueMetrics(log_latency=False))
+    answerer: Answerer | None = None
+    """Takes the place of model and voice."""
 
     @property
     def parts(self) -> ConversationParts:
-        return ConversationParts(self.transcriber, Cascade(self.model, self.voice, self.cascade), self.metrics)
+        answerer = self.answerer or Cascade(self.model, self.voice, self.cascade)
+        return ConversationParts(self.transcriber, answerer, self.metrics)
 
 
 class Client:
@@ -300,9 +304,6 @@ class Client:
     @property
     def notices(self) -> list[str]:
         return [event.message for event in self.of(Notice)]
-
-
-SPOKEN = ["capturing", "thinking", "responding", "complete"]
 
 
 def manner(settings: DialogueSettings, voice: VoiceChoice | None = None, language: str | None = None) -> Manner:

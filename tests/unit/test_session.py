@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import io
+import json
 from itertools import pairwise
 
+import numpy as np
 import pytest
 
-from taste_grpc.dialogue import TRANSITIONS, CascadeSettings, Message, Phase
+from taste_grpc.dialogue import (
+    TRANSITIONS,
+    AnswerError,
+    AnswerSink,
+    CascadeSettings,
+    DialogueMetrics,
+    Message,
+    Phase,
+    Question,
+)
 from taste_grpc.dialogue.conversation import NOTHING_HEARD, NOTHING_TO_CANCEL, TYPED_INSTEAD
 from taste_grpc.dialogue.events import (
     AudioIn,
@@ -38,6 +50,7 @@ from taste_grpc.dialogue.session import QUEUED_EVENTS
 from taste_grpc.errors import LanguageModelError, SpeechError
 from tests.support.scripted import (
     FRAME_MS,
+    FRAME_SAMPLES,
     Client,
     ScriptedModel,
     ScriptedTranscriber,
@@ -770,6 +783,8 @@ async def test_a_violation_ends_the_conversation_in_every_phase(phase: Phase) ->
         assert client.session.is_over
         assert client.session.memory.updates == 0
         assert len(client.of(TurnMetrics)) == (phase is not Phase.IDLE)
+        failed = scripts.metrics.registry.get_sample_value("taste_turns_total", {"end": "failed"})
+        assert failed == (None if phase is Phase.IDLE else 1)
     assert client.events[-1] is client.of(Failure)[0]
     check(client)
 
@@ -785,6 +800,97 @@ async def test_audio_that_is_looked_at_while_the_conversation_ends_is_dropped(
     assert client.phases == []
     assert client.codes == ["PROTOCOL_VIOLATION"]
     assert caplog.records == []
+
+
+# --- other ways to answer ------------------------------------------------------------------------------------
+
+
+class Stubborn:
+    """Goes on with its answer when it is told to stop; `may_end` lets it."""
+
+    name = "stubborn"
+
+    def __init__(self) -> None:
+        self.may_end = asyncio.Event()
+        self.asked = 0
+
+    async def answer(self, question: Question, sink: AnswerSink) -> None:
+        self.asked += 1
+        if self.asked > 1:
+            await asyncio.Event().wait()
+        await sink.token("First. ")
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            await self.may_end.wait()
+            await sink.token("Late. ")
+            await sink.audio(0, "Late.", np.ones(1_600, np.float32), 16_000)
+            sink.notice("late")
+            sink.phrase_failed("Late.", "late")
+            raise AnswerError(ErrorCode.LLM_FAIL, "late") from None
+
+
+async def test_what_still_comes_of_an_answer_that_was_given_up_is_not_the_next_ones() -> None:
+    scripts = Scripts()
+    scripts.answerer = stubborn = Stubborn()
+    async with talking(scripts) as client:
+        await client.send(TextTurn("One"))
+        await client.until(lambda: client.of(LlmToken))
+        await client.send(TextTurn("Two"))
+        await client.phase(Phase.THINKING, 1)
+        stubborn.may_end.set()
+        await passes(50)
+        assert client.session.phase is Phase.THINKING
+        assert [token.text for token in client.of(LlmToken)] == ["First. "]
+        assert (client.of(SpeechChunk), client.notices, client.codes) == ([], [], [])
+        assert client.of(Interrupted) == [Interrupted(0, 0, "", estimated=True)]
+    check(client)
+
+
+class AudioFirst:
+    """Speaks before it has the words for it."""
+
+    name = "audio first"
+
+    async def answer(self, question: Question, sink: AnswerSink) -> None:
+        assert question.samples is None
+        await sink.audio(0, "Hello.", np.ones(160, np.float32), 16_000)
+        await sink.token("Hello.")
+
+
+async def test_an_answer_may_begin_with_audio() -> None:
+    scripts = Scripts()
+    scripts.answerer = AudioFirst()
+    async with talking(scripts) as client:
+        await client.send(TextTurn("Talk"))
+        await client.idle()
+    assert turn_phases(client, 0) == TYPED
+    kinds = [type(event).__name__ for event in client.events]
+    assert kinds.index("SpeechChunk") > kinds.index("PhaseChanged", kinds.index("PhaseChanged") + 1)
+    assert client.session.memory.exchanges == (Exchange("Talk", "Hello."),)
+    check(client)
+
+
+class Listens:
+    """Answers what it hears."""
+
+    name = "listens"
+
+    async def answer(self, question: Question, sink: AnswerSink) -> None:
+        self.question = question
+        await sink.token("I hear.")
+
+
+async def test_who_answers_may_listen_to_the_recording() -> None:
+    scripts = Scripts()
+    scripts.answerer = answerer = Listens()
+    async with talking(scripts) as client:
+        await client.speak("." * 3 + "#" * 10)
+        await client.send(Stop())
+        await client.idle()
+    assert answerer.question.samples is not None
+    assert len(answerer.question.samples) == 13 * FRAME_SAMPLES
+    assert np.abs(answerer.question.samples[3 * FRAME_SAMPLES :]).min() > 0.2
 
 
 # --- the end -------------------------------------------------------------------------------------------------
@@ -914,7 +1020,9 @@ async def test_who_sends_faster_than_it_is_handled_waits() -> None:
 
 
 async def test_a_slow_client_is_told_so_once_and_gets_the_whole_answer() -> None:
+    lines = io.StringIO()
     scripts = Scripts(model=ScriptedModel([f"This is sentence {number}. " for number in range(30)]))
+    scripts.metrics = DialogueMetrics(stream=lines)
     async with talking(scripts) as client:
         client.session._outbox._slow_after_s = 0.0
         client.read_no_more()
@@ -927,6 +1035,8 @@ async def test_a_slow_client_is_told_so_once_and_gets_the_whole_answer() -> None
     assert [message for message in client.notices if message in (SLOW, CLEAR)] == [SLOW, CLEAR]
     assert "".join(token.text for token in client.of(LlmToken)) == "".join(scripts.model.given)
     assert len(scripts.model.given) == 30
+    said = [json.loads(line) for line in lines.getvalue().splitlines()]
+    assert [line["message"] for line in said if line["event"] == "info"] == client.notices
     check(client)
 
 
