@@ -12,10 +12,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from taste_grpc.cli.failure import usage_error
+from taste_grpc.errors import SettingsError
 
 if TYPE_CHECKING:
     from taste_grpc.engine import Engine
+    from taste_grpc.gateway import Authenticate
+    from taste_grpc.server.app import MakeWebServer
     from taste_grpc.server.dialogue_service import Dialogue
+    from taste_grpc.server.web_door import WebDoor, WebServer
     from taste_grpc.settings import Settings
 
 _MODEL, _NETWORK, _SECURITY, _ADMISSION, _SETTINGS = "Model", "Network", "Security", "Admission", "Settings"
@@ -73,6 +77,13 @@ class NetworkFlags:
     dialogue: Annotated[
         bool | None, typer.Option(rich_help_panel=_NETWORK, help="Offer conversations: DialogueService.")
     ] = None
+    web: Annotated[
+        bool | None,
+        typer.Option("--web", rich_help_panel=_NETWORK, help="Serve the page to talk with, and its WebSocket."),
+    ] = None
+    web_port: Annotated[
+        int | None, typer.Option(rich_help_panel=_NETWORK, help="Port of the page; 0 takes a free one. Default: 8080.")
+    ] = None
     log_level: Annotated[str | None, typer.Option(rich_help_panel=_NETWORK, help="debug, info, warning or error.")] = (
         None
     )
@@ -80,7 +91,8 @@ class NetworkFlags:
 
     def settings(self) -> Setting:
         """These flags, as settings."""
-        return asdict(self)
+        flags = asdict(self)
+        return {**flags, "web": {"enabled": flags.pop("web"), "port": flags.pop("web_port")}}
 
 
 @dataclass(frozen=True)
@@ -197,7 +209,8 @@ def serve(
     configure_logging(settings.log_level, settings.log_format)
     lifeline_fd = sys.stdin.fileno() if source.lifeline else None
     make_dialogue = _dialogue_maker(settings) if settings.dialogue else None
-    asyncio.run(run_server(settings, _engine_maker(settings), make_dialogue, lifeline_fd=lifeline_fd))
+    make_web = _web_maker(settings) if settings.web.enabled else None
+    asyncio.run(run_server(settings, _engine_maker(settings), make_dialogue, make_web, lifeline_fd=lifeline_fd))
 
 
 def _load(flags: Setting, source: SettingsFlags) -> Settings:
@@ -237,6 +250,21 @@ def _dialogue_maker(settings: Settings) -> Callable[[Engine], Dialogue]:
         return LocalDialogue(settings, engine)
 
     return make_dialogue
+
+
+def _web_maker(settings: Settings) -> MakeWebServer:
+    if not settings.dialogue:
+        raise SettingsError("web.enabled: there are no conversations to serve with dialogue = false")
+
+    def make_web(conversations: WebDoor, authenticate: Authenticate, is_serving: Callable[[], bool]) -> WebServer:
+        try:
+            from taste_grpc.gateway import Gateway
+        except ImportError as error:
+            raise SettingsError(f"web.enabled: {error.name} is not installed: pip install 'taste-grpc[web]'") from error
+
+        return Gateway(conversations, settings, authenticate, is_serving)
+
+    return make_web
 
 
 def _nested(names: list[str], value: Any) -> Setting:

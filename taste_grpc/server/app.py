@@ -28,6 +28,7 @@ from taste_grpc.server.interceptor import CallInterceptor
 from taste_grpc.server.metrics_port import MetricsPort
 from taste_grpc.server.taste_service import TasteService
 from taste_grpc.server.tls import ServerTls, TlsMode, tls_mode
+from taste_grpc.server.web_door import WebDoor, WebServer
 from taste_grpc.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -55,6 +56,11 @@ MakeDialogue = Callable[[Engine], Dialogue]
 """Makes what conversations are held with, on the event loop; it has not been started either."""
 
 
+MakeWebServer = Callable[[WebDoor, Callable[[str | None], str], Callable[[], bool]], WebServer]
+"""Makes what serves conversations over WebSocket, of what opens them, what knows clients by their tokens, and what
+tells whether conversations are served."""
+
+
 class TasteServer:
     """A gRPC server over one engine.
 
@@ -65,7 +71,13 @@ class TasteServer:
         SettingsError: the files of `tls` or `tokens_file` are not usable.
     """
 
-    def __init__(self, settings: Settings, make_engine: MakeEngine, make_dialogue: MakeDialogue | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        make_engine: MakeEngine,
+        make_dialogue: MakeDialogue | None = None,
+        make_web: MakeWebServer | None = None,
+    ) -> None:
         self.settings = settings
         self._tls = ServerTls(settings.tls) if settings.tls else None
         self._authenticator = Authenticator(settings.tokens, settings.tokens_file)
@@ -78,6 +90,7 @@ class TasteServer:
         self._health = HealthService(["", TASTE_SERVICE, DIALOGUE_SERVICE])
         self._taste = TasteService(self._gate, settings.limits, settings.admission.max_wait_ms)
         self._talks = DialogueService(self._dialogue_gate, settings, offered=make_dialogue is not None)
+        self._web = self._web_server(make_web) if make_web is not None else None
         self._server = grpc.aio.server(
             interceptors=[CallInterceptor(self._authenticator, settings.limits.max_idle_ms)],
             options=channel_options(settings),
@@ -122,6 +135,10 @@ class TasteServer:
         log_event(logger, logging.INFO, "listening", address=self.address, tls=self.tls, tokens=tokens)
         for warning in exposures(self.settings.host, self.tls, tokens=self._authenticator.required):
             log_event(logger, logging.WARNING, warning, address=self.address)
+        if self._web is not None:
+            await self._web.start()
+            for warning in exposures(self.settings.web.host, self.tls, tokens=self._authenticator.required):
+                log_event(logger, logging.WARNING, warning, address=self.settings.web.host)
         self._loading = asyncio.create_task(self._load(), name="load-model")
 
     def _listen(self) -> None:
@@ -133,6 +150,11 @@ class TasteServer:
                 self.port = self._server.add_secure_port(wanted, self._tls.credentials())
         except RuntimeError as error:
             raise SettingsError(f"host, port: cannot listen at {wanted}: is the port taken?") from error
+
+    def _web_server(self, make: MakeWebServer) -> WebServer:
+        gate = self._dialogue_gate
+        door = WebDoor(gate, lambda: self._talks.failure)
+        return make(door, self._authenticator.client_of_token, lambda: gate.state is GateState.SERVING)
 
     async def loaded(self) -> ModelInfo:
         """Wait until the engine serves. Raises what loading it raised, CheckpointError above all."""
@@ -201,6 +223,8 @@ class TasteServer:
         if self._active:
             log_event(logger, logging.WARNING, "cutting calls that did not end in time", active_calls=self._active)
         await self._end_work()
+        if self._web is not None:
+            await self._web.stop()
         if self._watching is not None:
             self._watching.cancel()
         await self._server.stop(grace=0)
@@ -259,6 +283,7 @@ async def run_server(
     settings: Settings,
     make_engine: MakeEngine,
     make_dialogue: MakeDialogue | None = None,
+    make_web: MakeWebServer | None = None,
     *,
     lifeline_fd: int | None = None,
 ) -> None:
@@ -285,7 +310,7 @@ async def run_server(
         loop.add_signal_handler(number, on_signal)
     if lifeline_fd is not None:
         _watch_end(lifeline_fd, stop)
-    server = TasteServer(settings, make_engine, make_dialogue)
+    server = TasteServer(settings, make_engine, make_dialogue, make_web)
     await server.start()
     await _first_of(None, server.loaded(), stop.wait())
     if stop.is_set() and server.is_loading:

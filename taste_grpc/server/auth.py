@@ -83,6 +83,15 @@ class Authenticator:
         self._read_if_changed()
         return self._holder_of(_bearer(metadata))
 
+    def client_of_token(self, token: str | None) -> str:
+        """Name of who shows `token`, in whatever way; empty where none is asked for. Raises UnauthenticatedError."""
+        if not self.required:
+            return ""
+        if token is None:
+            raise UnauthenticatedError("a token is needed")
+        self._read_if_changed()
+        return self._holder_of(token)
+
     def _holder_of(self, token: str) -> str:
         digest = _digest(token)
         name = ""
