@@ -82,6 +82,9 @@ class ScriptedTranscriber:
     def __post_init__(self) -> None:
         self.held.set()
 
+    def check_language(self, language: str | None) -> None:
+        """Knows every language."""
+
     async def transcribe(self, samples: Float32Array, *, urgent: bool, language: str | None = None) -> str:
         ms = 1000 * len(samples) / RATE_HZ
         self.calls.append(Decode(ms, urgent, language))

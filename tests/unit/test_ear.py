@@ -113,7 +113,7 @@ def test_all_that_led_to_the_speech_under_way_is_kept_but_not_for_ever() -> None
     pre_roll, frames = PreRoll(), [frame() for _ in range(400)]
     for number, each in enumerate(frames[:80]):
         pre_roll.append(number * FRAME_MS, each, 30 * FRAME_MS if number >= 30 else None)
-    assert pre_roll.take() == frames[20:80]
+    assert pre_roll.take() == frames[24:80]
     for number, each in enumerate(frames):
         pre_roll.append(number * FRAME_MS, each, 0.0)
     assert len(pre_roll.take()) == 5_000 // FRAME_MS + 1
