@@ -27,6 +27,8 @@ DISTRIBUTIONS = {
     "taste_grpc_client": "taste-grpc-client",
 }
 INSTALLED = packages_distributions()
+OPTIONAL_ROOMS = {"gateway"}
+"""Imported as a whole only where what users can add is there."""
 
 
 def imports(tree: ast.AST, lazy: bool = False) -> Iterator[tuple[str, bool]]:
@@ -73,9 +75,10 @@ def undeclared(package: Path, project: dict[str, Any]) -> list[str]:
     always, added = declared(project)
     missing = set()
     for path in package.rglob("*.py"):
+        optional = path.parent.name in OPTIONAL_ROOMS
         for module, lazy in imports(ast.parse(path.read_text(encoding="utf-8"))):
             top = module.partition(".")[0]
-            known = always | added if lazy else always
+            known = always | added if lazy or optional else always
             if top not in sys.stdlib_module_names and not distributions(module) & known:
                 missing.add(f"{path.relative_to(package.parent)}: {top}")
     return sorted(missing)
