@@ -9,7 +9,9 @@ import sys
 import wave
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -41,3 +43,6 @@ def test_the_demonstration_hears_answers_and_speaks(tmp_path: Path):
     assert told["answer"]["text"] in done.stdout
     assert "random weights" in done.stdout
     assert "stopped cleanly" in done.stdout
+    assert done.stdout.lower().count("heard:  ever tried") == 2
+    spoken, _ = soundfile.read(tmp_path / "out" / "conversation.wav", dtype="float32")
+    assert np.sqrt(np.mean(spoken**2)) > 0.01
