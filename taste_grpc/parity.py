@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import fnmatch
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
 
 NOT_GOLDEN = 2
 """Exit status when a directory is no checkpoint with recorded numbers."""
+NO_SUCH_STAGE = 2
+"""Exit status when there is no stage to visit."""
 
 _DESCRIPTION = """\
 Check that the checkpoint in DIR computes the numbers recorded in DIR/goldens.
@@ -28,12 +32,16 @@ stage, name, largest absolute error, tolerance, ok or FAIL. Integers must be equ
 
 Use it after converting or moving a checkpoint: a wrong tensor shows in the first stage that uses it.
 
-Exit status: 0 all comparisons hold, 1 some do not, 2 DIR is not such a directory.
+Exit status: 0 all comparisons hold, 1 some do not, 2 DIR is not such a directory or has no such stage.
 """
 
 
 class NotGoldenError(TasteError):
     """A directory is no checkpoint with recorded numbers beside it."""
+
+
+class NoSuchStageError(TasteError):
+    """A pattern matches no stage of a golden set."""
 
 
 class ParityCheck:
@@ -49,6 +57,7 @@ class ParityCheck:
 
     Raises:
         NotGoldenError: it is no such directory.
+        NoSuchStageError: nothing that can be compared is of a stage that matches.
     """
 
     def __init__(self, directory: Path, stage: str = "*", *, verbose: bool = False) -> None:
@@ -56,6 +65,7 @@ class ParityCheck:
         self._goldens, outputs = _read(directory)
         self.expected = len(outputs) + len(self._goldens.json_values())
         """How many comparisons there are at most."""
+        _check_pattern(stage, self._goldens, outputs)
         self.values, self.tensors = (0, 0), (0, 0)
 
     @property
@@ -102,6 +112,15 @@ def _read(directory: Path) -> tuple[GoldenSet, list[GoldenOutput]]:
     return goldens, outputs
 
 
+def _check_pattern(pattern: str, goldens: GoldenSet, outputs: list[GoldenOutput]) -> None:
+    values = [entry for entry in goldens.json_values() if entry.get("compare") != "info"]
+    stages = {output.stage for output in outputs} | {entry["stage"] for entry in values}
+    if not fnmatch.filter(stages, pattern):
+        # by their first names: there can be a hundred
+        groups = sorted({re.sub(r"\..*", ".*", name) for name in stages})
+        raise NoSuchStageError(f"{pattern!r} matches none of the stages: {', '.join(groups)}")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the comparison; returns the exit status."""
     arguments = _parser().parse_args(argv)
@@ -110,6 +129,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except NotGoldenError as error:
         _say(f"parity: {error}", sys.stderr)
         return NOT_GOLDEN
+    except NoSuchStageError as error:
+        _say(f"parity: --stage: {error}", sys.stderr)
+        return NO_SUCH_STAGE
     for comparison in check:
         if not (comparison.ok and arguments.failures):
             _say(str(comparison))

@@ -46,6 +46,7 @@ class TalkOptions:
             default when None.
         seed: makes the answer repeatable.
         sample_rate_hz: of the answer's audio.
+        max_chunk_words, look_ahead_words: as of `TasteClient.speak`.
     """
 
     system: str | None = None
@@ -55,6 +56,8 @@ class TalkOptions:
     text_top_p: float | None = None
     seed: int | None = None
     sample_rate_hz: int = 24_000
+    max_chunk_words: int | None = None
+    look_ahead_words: int | None = None
 
     def sampling(self) -> GenerateOptions:
         """How the words are chosen, as far as that is said here."""
@@ -158,6 +161,8 @@ def talk(
         emit=options.every_words,
         on_result=on_result,
         sample_rate_hz=options.sample_rate_hz,
+        max_chunk_words=options.max_chunk_words,
+        look_ahead_words=options.look_ahead_words,
         **options.sampling(),
     ) as chunks:
         audio, ends_ms = _heard(chunks, options.sample_rate_hz, watch)

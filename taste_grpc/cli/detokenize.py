@@ -57,6 +57,24 @@ class SoundOptions:
     seed: Annotated[
         int | None, typer.Option(parser=uint64, metavar="N", rich_help_panel=_SOUND, help="Makes the audio repeatable.")
     ] = None
+    max_chunk_words: Annotated[
+        int | None,
+        typer.Option(
+            parser=int32,
+            metavar="N",
+            rich_help_panel=_SOUND,
+            help="Words that are spoken at a time at most; server's default if not given.",
+        ),
+    ] = None
+    look_ahead_words: Annotated[
+        int | None,
+        typer.Option(
+            parser=int32,
+            metavar="N",
+            rich_help_panel=_SOUND,
+            help="Words after a phrase that the model is shown before it speaks it; server's default if not given.",
+        ),
+    ] = None
     resume_state: Annotated[
         Path | None,
         typer.Option(
@@ -74,7 +92,13 @@ class SoundOptions:
     def client_arguments(self, texts: Sequence[SpokenText]) -> dict[str, Any]:
         """What `detokenize` of the client takes beside segments. Raises CommandError when there is no voice."""
         pcm: PcmEncoding = "linear16" if self.encoding == "wav" else self.encoding
-        arguments = {"sample_rate_hz": self.sample_rate, "seed": self.seed, "encoding": pcm}
+        arguments = {
+            "sample_rate_hz": self.sample_rate,
+            "seed": self.seed,
+            "encoding": pcm,
+            "max_chunk_words": self.max_chunk_words,
+            "look_ahead_words": self.look_ahead_words,
+        }
         if self.resume_state is not None:
             if self.speaker is not None:
                 raise usage_error("--speaker", "--resume-state remembers the voice; it cannot be changed")

@@ -9,6 +9,16 @@ from typing import Any
 from taste_grpc.errors import InvalidInputError, TasteError
 
 FAILURE, USAGE = 1, 2
+_OPTIONS = {
+    "tls=True or Tls(...)": "--tls or --tls-ca",
+    "Tls(ca_file=...) names": "--tls-ca names",
+    "Tls(cert_file=..., key_file=...)": "--tls-cert and --tls-key",
+    "Tls(server_name=...) says": "--tls-server-name says",
+    "the files of `tls`": "the files of the --tls options",
+    "its timeout_s": "its --timeout",
+}
+"""What the client advises, in terms of options."""
+
 INTERRUPTED, BROKEN_PIPE = 130, 141
 """128 and the number of the signal (SIGINT, SIGPIPE), as shells count."""
 
@@ -71,8 +81,11 @@ def _call_error(error: Exception) -> dict[str, Any] | None:
 
     if not isinstance(error, TasteClientError):
         return None
+    message = str(error)
+    for argument, option in _OPTIONS.items():
+        message = message.replace(argument, option)
     return {
-        "message": str(error),
+        "message": message,
         "code": error.code.name,
         "reason": error.reason,
         "fields": [{"field": found.field, "description": found.description} for found in error.violations],

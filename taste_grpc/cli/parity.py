@@ -29,7 +29,7 @@ def parity(
 
     There is a line for each comparison, with --json an object; the last has the totals.
     """
-    from taste_grpc.parity import NotGoldenError, ParityCheck
+    from taste_grpc.parity import NoSuchStageError, NotGoldenError, ParityCheck
 
     # Lines that come one by one show how far it is.
     silent = failures or not sys.stdout.isatty()
@@ -39,6 +39,8 @@ def parity(
             check = ParityCheck(directory, stage)
         except NotGoldenError as error:
             raise usage_error("DIR", str(error)) from None
+        except NoSuchStageError as error:
+            raise usage_error("--stage", str(error)) from None
         for count, comparison in enumerate(check, 1):
             progress.say(comparison.stage, count, check.expected)
             if not (comparison.ok and failures):

@@ -39,6 +39,18 @@ class AnswerOptions:
         int, typer.Option(parser=int32, metavar="N", help="End after the sentence that passes so many words.")
     ] = 12
     every_words: Annotated[int, typer.Option(parser=int32, metavar="N", help="Words that are spoken at a time.")] = 4
+    max_chunk_words: Annotated[
+        int | None,
+        typer.Option(parser=int32, metavar="N", help="Words in a phrase at most; server's default if not given."),
+    ] = None
+    look_ahead_words: Annotated[
+        int | None,
+        typer.Option(
+            parser=int32,
+            metavar="N",
+            help="Words after a phrase that the model is shown before it speaks it; server's default if not given.",
+        ),
+    ] = None
     text_top_p: Annotated[
         float | None, typer.Option(help="0 takes the likeliest words; server's default otherwise.")
     ] = None
@@ -53,6 +65,8 @@ class AnswerOptions:
             text=self.text,
             extra_words=self.extra_words,
             every_words=self.every_words,
+            max_chunk_words=self.max_chunk_words,
+            look_ahead_words=self.look_ahead_words,
             text_top_p=self.text_top_p,
             seed=self.seed,
         )

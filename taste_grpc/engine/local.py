@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-import psutil
 import torch
 
 from taste_grpc.engine.answering import RESULTS_AHEAD, Results, answer_options, check_format
@@ -21,6 +20,7 @@ from taste_grpc.engine.calls import Calls
 from taste_grpc.engine.hearing import Hearing
 from taste_grpc.engine.loading import LoadedModel, load_model
 from taste_grpc.engine.machine import MachineSettings, SharedMachine
+from taste_grpc.engine.memory import memory_bytes
 from taste_grpc.engine.model_loop import ModelLoop
 from taste_grpc.engine.model_thread import ModelThread
 from taste_grpc.engine.next_segment import NextSegment
@@ -247,7 +247,7 @@ def _cache_bytes(loaded: LoadedModel, wanted_mib: int | None) -> int:
     device = loaded.model.device
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] // 4
-    return int(psutil.virtual_memory().total) // 4
+    return memory_bytes() // 4
 
 
 def _warm_up(loaded: LoadedModel) -> Work[None]:

@@ -242,6 +242,16 @@ def test_detokenize_goes_on_from_a_state(address: str, question: Path, tmp_path:
     assert "--resume-state remembers the voice" in refused.stderr
 
 
+def test_the_length_of_phrases_reaches_the_server(address: str, recording: Path, question: Path, tmp_path: Path):
+    for arguments in (("detokenize", question), ("talk", recording, "--text", SAID)):
+        for name, value in (("max_chunk_words", "65"), ("look_ahead_words", "17")):
+            option = f"--{name.replace('_', '-')}"
+            common = ("-o", tmp_path / "out.wav", "--server", address)
+            done = here(*arguments, option, value, *common)
+            assert done.returncode == 1
+            assert f"config.{name}: is {value}" in done.stderr
+
+
 def test_detokenize_to_a_pipe(address: str, question: Path, tmp_path: Path):
     out = tmp_path / "out.wav"
     arguments = ("detokenize", str(question), "--seed", "3", "--server", address)

@@ -94,9 +94,12 @@ def test_a_missing_recording_is_a_failure(copy: Path, capsys: pytest.CaptureFixt
     assert "10_speaker_frontend.safetensors" in capsys.readouterr().out
 
 
-def test_a_pattern_that_matches_nothing_is_a_failure(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([str(TINY), "--stage", "nothing.*"]) == 1
-    assert capsys.readouterr().out == "0 of 0 ok\n"
+def test_a_pattern_that_matches_nothing_names_the_stages(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(TINY), "--stage", "nothing.*"]) == 2
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert told.err.startswith("parity: --stage: 'nothing.*' matches none of the stages: ")
+    assert {"speaker.*", "vocoder.*"} <= set(told.err.strip().partition("stages: ")[2].split(", "))
 
 
 @pytest.mark.parametrize(

@@ -62,7 +62,7 @@ def test_emit_policies(client: Any, servicer: FakeServicer, emit: str, field: st
 
 
 def test_segments_are_spoken_as_they_come(client: Any, servicer: FakeServicer) -> None:
-    options = {"sample_rate_hz": 24000, "encoding": "float32le", "seed": 9}
+    options = {"sample_rate_hz": 24000, "encoding": "float32le", "seed": 9, "max_chunk_words": 4, "look_ahead_words": 0}
     chunks = list(client.detokenize(iter([text_segment("a"), text_segment("b")]), speaker=[1.0, 0.0], **options))
     assert [chunk.audio for chunk in chunks] == [b"a", b"b"]
     assert [chunk.format.sample_rate_hz for chunk in chunks] == [24000, 24000]
@@ -70,6 +70,7 @@ def test_segments_are_spoken_as_they_come(client: Any, servicer: FakeServicer) -
     assert list(config.speaker_embedding.values) == [1.0, 0.0]
     assert config.encoding == common_pb2.AUDIO_ENCODING_FLOAT32LE
     assert (config.out_sample_rate_hz, config.seed) == (24000, 9)
+    assert (config.max_chunk_words, config.look_ahead_words, config.HasField("look_ahead_words")) == (4, 0, True)
     assert [chunk.audio for chunk in client.detokenize(text_segment("alone"), speaker=[1.0])] == [b"alone"]
 
 
@@ -127,6 +128,14 @@ def test_what_is_no_segment_is_refused(client: Any, wrong: object) -> None:
         list(client.detokenize([wrong], speaker=[1.0]))
     with pytest.raises(TypeError, match="segments: a Segment was expected"):
         client.generate([wrong])
+
+
+@pytest.mark.parametrize("method", ["generate", "speak"])
+def test_an_option_that_there_is_not_is_named(client: Any, servicer: FakeServicer, method: str) -> None:
+    options = {"generate": {}, "speak": {"speaker": [1.0]}}[method]
+    with pytest.raises(TypeError, match=r"max_word: there is no such option; there are text_top_p, .*extra_words"):
+        getattr(client, method)([text_segment("hi")], max_word=3, **options)
+    assert servicer.received == []
 
 
 def test_errors_carry_what_the_server_said(client: Any) -> None:

@@ -17,7 +17,8 @@ HISTORY = [text_segment("hi")]
 def test_an_answer_is_spoken_and_kept(client: Any, servicer: FakeServicer) -> None:
     told: list[taste_pb2.StreamingResult] = []
     options = {"sample_rate_hz": 24000, "encoding": "float32le", "text_top_p": 0.5}
-    stream = client.speak(HISTORY, speaker=[1.0, 0.0], on_result=told.append, seed=3, **options)
+    phrases = {"max_chunk_words": 3, "look_ahead_words": 2}
+    stream = client.speak(HISTORY, speaker=[1.0, 0.0], on_result=told.append, seed=3, **options, **phrases)
     chunks = list(stream)
     assert [chunk.audio for chunk in chunks] == [b"w0", b"w1", b"w2"]
     assert [chunk.format.sample_rate_hz for chunk in chunks] == [24000] * 3
@@ -25,6 +26,7 @@ def test_an_answer_is_spoken_and_kept(client: Any, servicer: FakeServicer) -> No
     assert told == stream.results
     generate, config = calls(servicer)
     assert (generate.seed, generate.text_top_p, config.seed) == (3, 0.5, 3)
+    assert {name: getattr(config, name) for name in phrases} == phrases
     assert generate.emit_policy.WhichOneof("policy") == "sentence_end"
     assert list(config.speaker_embedding.values) == [1.0, 0.0]
 

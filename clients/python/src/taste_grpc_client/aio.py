@@ -260,11 +260,15 @@ class AsyncTasteClient:
         encoding: PcmEncoding = "linear16",
         seed: int | None = None,
         resume_state: bytes | None = None,
+        max_chunk_words: int | None = None,
+        look_ahead_words: int | None = None,
         timeout_s: float | None = None,
     ) -> AsyncResultStream[DetokenizeResponse]:
         """As `TasteClient.detokenize`. `segments`, of either kind, is read in a task; a file of `speaker` at once."""
         voice = voice_of(segments, speaker, resume_state)
-        config = detokenize_config(voice, sample_rate_hz, encoding, seed, resume_state)
+        config = detokenize_config(
+            voice, sample_rate_hz, encoding, seed, resume_state, max_chunk_words, look_ahead_words
+        )
         return AsyncResultStream(*self._speech(config, segments, timeout_s))
 
     def speak(
@@ -277,11 +281,15 @@ class AsyncTasteClient:
         sample_rate_hz: int | None = None,
         encoding: PcmEncoding = "linear16",
         resume_state: bytes | None = None,
+        max_chunk_words: int | None = None,
+        look_ahead_words: int | None = None,
         timeout_s: float | None = None,
         **options: Unpack[GenerateOptions],
     ) -> AsyncSpeechStream:
         """As `TasteClient.speak`. `on_result` is called in a task, and must not block."""
-        config = detokenize_config(speaker, sample_rate_hz, encoding, options.get("seed"), resume_state)
+        config = detokenize_config(
+            speaker, sample_rate_hz, encoding, options.get("seed"), resume_state, max_chunk_words, look_ahead_words
+        )
         taken = Answer(on_result)
         answer = self.generate(segments, emit=emit, timeout_s=timeout_s, **options)
 

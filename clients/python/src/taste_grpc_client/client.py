@@ -235,7 +235,8 @@ class TasteClient:
     ) -> ResultStream[StreamingResult]:
         """Continues a conversation; each result carries only what is new, and the last one has `is_complete`.
 
-        The call starts at once. `emit` says when results leave; for `options` see `GenerateOptions`.
+        The call starts at once. `emit` says when results leave; for `options` see `GenerateOptions`. Raises TypeError
+        for what is none of them.
         """
         request = generate_request(segments, emit, options)
         attempts = self._connection.attempts(timeout_s)
@@ -271,16 +272,21 @@ class TasteClient:
         encoding: PcmEncoding = "linear16",
         seed: int | None = None,
         resume_state: bytes | None = None,
+        max_chunk_words: int | None = None,
+        look_ahead_words: int | None = None,
         timeout_s: float | None = None,
     ) -> ResultStream[DetokenizeResponse]:
         """Speaks `segments` while they arrive.
 
         `segments` is read on a thread of gRPC's, as fast as the server takes them; what it raises is raised to the
         reader. Every message has its `format` filled in. `speaker` is required unless `resume_state` is given, or
-        `segments` is a SpokenText that has one.
+        `segments` is a SpokenText that has one. A phrase of at most `max_chunk_words` words is spoken at a time, with
+        `look_ahead_words` of those that follow in mind.
         """
         voice = voice_of(segments, speaker, resume_state)
-        config = detokenize_config(voice, sample_rate_hz, encoding, seed, resume_state)
+        config = detokenize_config(
+            voice, sample_rate_hz, encoding, seed, resume_state, max_chunk_words, look_ahead_words
+        )
         return ResultStream(*self._speech(config, segments, timeout_s))
 
     def speak(
@@ -293,6 +299,8 @@ class TasteClient:
         sample_rate_hz: int | None = None,
         encoding: PcmEncoding = "linear16",
         resume_state: bytes | None = None,
+        max_chunk_words: int | None = None,
+        look_ahead_words: int | None = None,
         timeout_s: float | None = None,
         **options: Unpack[GenerateOptions],
     ) -> SpeechStream:
@@ -302,7 +310,9 @@ class TasteClient:
         is called with each result, on a thread of gRPC's; what it raises is raised to the reader. A `seed` among the
         options goes into both calls. A model that chooses not to speak gives an empty stream.
         """
-        config = detokenize_config(speaker, sample_rate_hz, encoding, options.get("seed"), resume_state)
+        config = detokenize_config(
+            speaker, sample_rate_hz, encoding, options.get("seed"), resume_state, max_chunk_words, look_ahead_words
+        )
         taken = Answer(on_result)
         answer = self.generate(segments, emit=emit, timeout_s=timeout_s, **options)
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+import socket
+from contextlib import suppress
 from dataclasses import dataclass
 
 import grpc
 
 _VERIFY = re.compile(r"certificate_verify_failed: ([^:]*)", re.IGNORECASE)
+_LOOPBACK_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +30,7 @@ def hint(code: grpc.StatusCode, details: str, target: str, *, tls: bool) -> Hint
     if code is not grpc.StatusCode.UNAVAILABLE:
         return Hint()
     words = details.lower()
-    return _of_handshake(details, words, target, tls) or _of_address(words, target) or Hint()
+    return _of_handshake(details, words, target, tls) or _of_address(words, target, tls) or Hint()
 
 
 def _of_handshake(details: str, words: str, target: str, tls: bool) -> Hint | None:
@@ -47,9 +50,24 @@ def _of_handshake(details: str, words: str, target: str, tls: bool) -> Hint | No
     return None
 
 
-def _of_address(words: str, target: str) -> Hint | None:
+def _of_address(words: str, target: str, tls: bool) -> Hint | None:
+    if "connection refused" in words and _is_listened_at(target):
+        if tls:
+            return Hint(f"the handshake with {target} failed; 127.0.0.1 or [::1] in place of localhost tells why")
+        return Hint(f"{target} hung up at once; perhaps it wants TLS, tls=True or Tls(...)")
     if "connection refused" in words or "no such file or directory" in words:
         return Hint(f"nothing listens at {target}; is the server running?")
     if "errors resolving" in words or "name resolution" in words:
         return Hint(f"the host of {target} is not known")
     return None
+
+
+def _is_listened_at(target: str) -> bool:
+    """Whether a `localhost:port` takes connections. gRPC tells about one of its two addresses, maybe the other one."""
+    host, _, port = target.removeprefix("dns:").removeprefix("///").rpartition(":")
+    if host.casefold() != "localhost" or not port.isdecimal():
+        return False
+    for address in ("127.0.0.1", "::1"):
+        with suppress(OSError, OverflowError), socket.create_connection((address, int(port)), _LOOPBACK_S):
+            return True
+    return False

@@ -84,7 +84,10 @@ def reply_request(audio: AudioSource, sample_rate_hz: int | None, options: Reply
 def generate_request(
     segments: Segment | Iterable[Segment], emit: Emit | None, options: GenerateOptions
 ) -> GenerateRequest:
-    """The request of `generate`."""
+    """The request of `generate`. Raises TypeError for what is no option of it."""
+    if unknown := sorted(options.keys() - GenerateOptions.__annotations__.keys()):
+        known = ", ".join(GenerateOptions.__annotations__)
+        raise TypeError(f"{unknown[0]}: there is no such option; there are {known}")
     history = [segments] if isinstance(segments, Segment) else segments
     return GenerateRequest(segments=map(_checked, history), emit_policy=_emit_policy(emit), **options)
 
@@ -121,6 +124,8 @@ def detokenize_config(
     encoding: PcmEncoding,
     seed: int | None,
     resume_state: bytes | None,
+    max_chunk_words: int | None = None,
+    look_ahead_words: int | None = None,
 ) -> DetokenizeConfig:
     """The first message of `detokenize`."""
     config = DetokenizeConfig(
@@ -128,6 +133,8 @@ def detokenize_config(
         encoding=encoding_of("encoding", encoding),
         seed=seed,
         resume_state=resume_state,
+        max_chunk_words=max_chunk_words,
+        look_ahead_words=look_ahead_words,
     )
     if isinstance(speaker, SpeakerEmbedding):
         config.speaker_embedding.CopyFrom(speaker)
