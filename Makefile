@@ -69,13 +69,13 @@ $(VENV)/.torch-installed: constraints.txt
 # Installing builds the stubs, so a changed contract installs again.
 $(VENV)/.run-installed: $(VENV)/.torch-installed pyproject.toml clients/python/pyproject.toml clients/python/hatch_build.py $(PROTOS)
 	@echo 'Installing taste-grpc into $(VENV) ...'
-	@$(UV_INSTALL) -e clients/python -e '.[embedded,voice,web]'
+	@$(UV_INSTALL) -e clients/python -e '.[embedded,voice,web,openai]'
 	@$(UV_INSTALL) --no-deps --group no-deps
 	@touch $@
 
 $(VENV)/.dev-installed: $(VENV)/.run-installed
 	@echo 'Installing what tests need into $(VENV) ...'
-	@$(UV_INSTALL) -e '.[dev,plot,openai,whisper,voxtral]'
+	@$(UV_INSTALL) -e '.[dev,plot,whisper,voxtral]'
 	@touch $@
 
 constraints: $(VENV)/.dev-installed ## Write the versions in .venv to constraints.txt

@@ -208,17 +208,20 @@ def serve(
 
     configure_logging(settings.log_level, settings.log_format)
     lifeline_fd = sys.stdin.fileno() if source.lifeline else None
+    if settings.metrics_port is not None and not settings.dialogue:
+        raise SettingsError("metrics_port: with dialogue = false there are no metrics")
     make_dialogue = _dialogue_maker(settings) if settings.dialogue else None
     make_web = _web_maker(settings) if settings.web.enabled else None
     asyncio.run(run_server(settings, _engine_maker(settings), make_dialogue, make_web, lifeline_fd=lifeline_fd))
 
 
 def _load(flags: Setting, source: SettingsFlags) -> Settings:
-    from taste_grpc.settings import load_settings
+    from taste_grpc.settings import WebSettings, load_settings
 
     settings = load_settings(flags, source.config)
     if source.private:
-        return settings.model_copy(update={"host": "127.0.0.1", "tls": None, "tokens": {}, "tokens_file": None})
+        private: Setting = {"host": "127.0.0.1", "tls": None, "tokens": {}, "tokens_file": None, "metrics_port": None}
+        return settings.model_copy(update={**private, "web": WebSettings()})
     return settings
 
 

@@ -68,6 +68,10 @@ class Answerer(Protocol):
         """What answers, for people."""
         ...
 
+    def check_voice(self, voice: VoiceChoice) -> None:
+        """Raise InvalidInputError, or UnsupportedByModelError, for a voice that answers cannot have."""
+        ...
+
     async def answer(self, question: Question, sink: AnswerSink) -> None:
         """Give the whole answer to `sink`; returns when all of it was taken. Cancelling stops all work for it.
 

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 from taste_grpc.audio.waveform import Float32Array
 from taste_grpc.dialogue.answer import AnswerError, AnswerSink, Question
-from taste_grpc.dialogue.events import ErrorCode
+from taste_grpc.dialogue.events import ErrorCode, VoiceChoice
 from taste_grpc.dialogue.language_model import LanguageModel, Sampling
 from taste_grpc.dialogue.phrase_cutter import PhraseCutter
 from taste_grpc.dialogue.time_budget import TimeBudget
-from taste_grpc.errors import LanguageModelError, TasteError
+from taste_grpc.errors import InvalidInputError, LanguageModelError, TasteError, UnsupportedByModelError
 from taste_grpc.speech import Voice
 
 HELD_BACK = "the answer is spoken more slowly than it is written: the language model waits"
@@ -57,6 +57,13 @@ class Cascade:
     def name(self) -> str:
         """The language model and the voice."""
         return f"{self._model.name}, {self._voice.name}"
+
+    def check_voice(self, voice: VoiceChoice) -> None:
+        """There is one voice; it may be called by its name."""
+        if voice.speaker_embedding is not None:
+            raise UnsupportedByModelError("voice.speaker_embedding: no TASTE model answers here")
+        if voice.name not in (None, self._voice.name):
+            raise InvalidInputError("voice.name", f"is not known; answers are spoken by {self._voice.name!r}")
 
     async def answer(self, question: Question, sink: AnswerSink) -> None:
         """Give the whole answer to `sink`. Raises AnswerError."""

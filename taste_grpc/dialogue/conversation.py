@@ -265,7 +265,7 @@ class Conversation:
         settings, taking = self._settings, self._taking
         if not settings.barge_in or turn.question is None or taking.run_began_ms is None:
             return False
-        return taking.voiced_ms >= settings.barge_in_ms
+        return taking.burst_ms >= settings.barge_in_ms
 
     def _begin_spoken(self, at_ms: float) -> None:
         turn = self._turn = Turn(self.turns, TurnTimes(self._moment(at_ms)))

@@ -15,7 +15,7 @@ from taste_grpc.dialogue.memory import Memory
 from taste_grpc.dialogue.resume import ResumeStore, SavedConversation
 from taste_grpc.dialogue.session import Session
 from taste_grpc.dialogue.settings import DialogueSettings
-from taste_grpc.errors import OverloadedError, TasteError, UnavailableError
+from taste_grpc.errors import InvalidInputError, OverloadedError, TasteError, UnavailableError
 from taste_grpc.observability import log_event
 from taste_grpc.speech import SpeechDetector
 
@@ -80,6 +80,8 @@ class Conversations:
         """
         self._check_open()
         self._parts.transcriber.check_language(start.language)
+        if start.voice is not None:
+            self._check_voice(start.voice)
         under_way = len(self._sessions) + self._opening
         if under_way >= self._most:
             raise OverloadedError(f"{under_way} conversations are under way", retry_after_ms=_RETRY_MS)
@@ -92,6 +94,12 @@ class Conversations:
             return self._begin(start, saved, ear)
         finally:
             self._opening -= 1
+
+    def _check_voice(self, voice: VoiceChoice) -> None:
+        try:
+            self._parts.answerer.check_voice(voice)
+        except InvalidInputError as error:
+            raise error.at("start") from error
 
     def _check_open(self) -> None:
         if self._leaving:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -164,7 +165,8 @@ class Delivery:
         chunk_ms = min(CHUNK_MS, 1000 * samples / self._rate_hz)
         while self._credit_ms is not None and (self._patient or self._credit_ms >= LEAST_CREDIT_MS):
             chunk_ms = min(CHUNK_MS, self._credit_ms, 1000 * samples / self._rate_hz)
-            missing_ms = self.playback.unplayed_ms + chunk_ms - self._credit_ms
+            # In whole milliseconds, as clients count: what is left of one cannot be acknowledged.
+            missing_ms = math.floor(self.playback.unplayed_ms) + chunk_ms - self._credit_ms
             if missing_ms <= 0 and self._credit_ms >= LEAST_CREDIT_MS:
                 break
             self._changed.clear()

@@ -16,6 +16,8 @@ from taste_grpc.errors import InvalidInputError, LanguageModelError, TasteError
 MIN_CONTEXT_TOKENS, MAX_CONTEXT_TOKENS = 256, 8_192
 """The largest is what the model was trained with."""
 
+MAX_SLOTS = 64
+"""Answers that one model may be asked for at once."""
 _SYSTEM = Message("system", "You are a helpful assistant.")
 """Where a chat brings no system message. The model's own makes it talk about itself, in several languages."""
 _OPENING_TOKENS = 4
@@ -42,7 +44,7 @@ class EmbeddedLanguageModel:
 
     def __init__(self, slots: int = 4, context_tokens: int = 2_048, threads: int = 1) -> None:
         for field, value, low, high in (
-            ("slots", slots, 1, 64),
+            ("slots", slots, 1, MAX_SLOTS),
             ("context_tokens", context_tokens, MIN_CONTEXT_TOKENS, MAX_CONTEXT_TOKENS),
             ("threads", threads, 1, 1_024),
         ):
@@ -119,4 +121,6 @@ class EmbeddedLanguageModel:
     def _fitting(self, llama: LlamaServer, messages: list[Message], max_new_tokens: int) -> list[Message]:
         if not messages or messages[0].role != "system":
             messages = [_SYSTEM, *messages]
-        return fit(messages, self._context_tokens - max_new_tokens - _OPENING_TOKENS, llama.count)
+        # An answer may take half of the context; it ends where that is full.
+        reserved = min(max_new_tokens, self._context_tokens // 2)
+        return fit(messages, self._context_tokens - reserved - _OPENING_TOKENS, llama.count)

@@ -24,6 +24,7 @@ _INSTALL = "pip install 'taste-grpc[embedded]'"
 _BATCH_TOKENS = 16
 """What is read between two looks at who talks and who has gone. On a CPU larger batches are hardly faster, and 16
 tokens of someone's long prompt delay the others' next token by a fifth of a second."""
+_ANSWERS_WITHIN_S = 30.0
 _REUSE_TOKENS = 16
 """The shortest stretch that is moved to its new place, not read again, when something before it was left out."""
 _NO_CHARACTER = "\ufffd"
@@ -124,7 +125,7 @@ class LlamaServer:
         self._remove_folder()
 
     def _count(self, message: Message) -> int:
-        text = f"<|im_start|>{message.role}\n{message.text}<|im_end|>\n"
+        text = f"<|im_start|>{message.role}\n{_plain(message.text)}<|im_end|>\n"
         connection = _UnixConnection(self._socket)
         try:
             connection.request("POST", "/tokenize", json.dumps({"content": text, "parse_special": True}))
@@ -135,13 +136,19 @@ class LlamaServer:
             connection.close()
 
 
+def _plain(text: str) -> str:
+    """`text` in which nothing is a token that sets messages apart: a message cannot pretend to be several."""
+    return text.replace("<|", "< |")
+
+
 class _UnixConnection(HTTPConnection):
     def __init__(self, path: str) -> None:
-        super().__init__("localhost")
+        super().__init__("localhost", timeout=_ANSWERS_WITHIN_S)
         self._path = path
 
     def connect(self) -> None:
         self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(self.timeout)
         self.sock.connect(self._path)
 
 
@@ -167,7 +174,7 @@ def _load(path: Path, address: str, slots: int, context_tokens: int, threads: in
 
 def _request(messages: Sequence[Message], sampling: Sampling, slot: int) -> dict[str, Any]:
     request = {
-        "messages": [{"role": message.role, "content": message.text} for message in messages],
+        "messages": [{"role": message.role, "content": _plain(message.text)} for message in messages],
         "stream": True,
         "return_progress": True,
         "id_slot": slot,

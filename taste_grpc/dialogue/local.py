@@ -19,7 +19,7 @@ from taste_grpc.dialogue.cascade_reply import CascadeModel
 from taste_grpc.dialogue.choose_llm import make_language_model
 from taste_grpc.dialogue.conversation import ConversationParts
 from taste_grpc.dialogue.conversations import Conversations
-from taste_grpc.dialogue.embedded_llm import EmbeddedLanguageModel
+from taste_grpc.dialogue.embedded_llm import MAX_SLOTS, EmbeddedLanguageModel
 from taste_grpc.dialogue.language_model import LanguageModel
 from taste_grpc.dialogue.metrics import DialogueMetrics
 from taste_grpc.dialogue.reply import ReplyModel
@@ -121,7 +121,7 @@ class LocalDialogue:
             openai_base_url=os.environ.get("OPENAI_BASE_URL"),
             openai_model=settings.openai_model,
             openai_context_tokens=settings.openai_context_tokens,
-            embedded_slots=settings.max_sessions,
+            embedded_slots=min(settings.max_sessions, MAX_SLOTS),
         )
         self._running.push_async_callback(model.aclose)
         await model.start()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -68,9 +69,12 @@ class OpenAiLanguageModel:
             raise UnsupportedByModelError(
                 "language models behind an endpoint need the openai package: pip install 'taste-grpc[openai]'"
             )
+        self._client = await asyncio.to_thread(self._make_client)
+
+    def _make_client(self) -> AsyncOpenAI:
         from openai import AsyncOpenAI
 
-        self._client = AsyncOpenAI(base_url=self._url, api_key=self._key, max_retries=_RETRIES)
+        return AsyncOpenAI(base_url=self._url, api_key=self._key, max_retries=_RETRIES)
 
     async def answer(self, messages: Sequence[Message], sampling: Sampling) -> AsyncGenerator[str]:
         """The answer to the last message, in pieces as the endpoint sends them; closing the iterator ends its request.

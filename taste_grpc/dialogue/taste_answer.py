@@ -10,11 +10,11 @@ from typing import TypeVar, cast
 
 import numpy as np
 
-from taste_grpc.audio import Waveform
+from taste_grpc.audio import MAX_CLIP_MS, Waveform
 from taste_grpc.audio.waveform import Float32Array
 from taste_grpc.dialogue.answer import AnswerError, AnswerSink, Question
 from taste_grpc.dialogue.cascade import CascadeSettings
-from taste_grpc.dialogue.events import ErrorCode
+from taste_grpc.dialogue.events import ErrorCode, VoiceChoice
 from taste_grpc.dialogue.time_budget import TimeBudget
 from taste_grpc.engine.protocol import (
     DetokenizeConfig,
@@ -24,7 +24,7 @@ from taste_grpc.engine.protocol import (
     SegmentInput,
     TokenizeRequest,
 )
-from taste_grpc.errors import TasteError, UnsupportedByModelError
+from taste_grpc.errors import InvalidInputError, TasteError, UnsupportedByModelError
 from taste_grpc.speech import RECOGNISER_SAMPLE_RATE_HZ
 
 T = TypeVar("T")
@@ -64,6 +64,15 @@ class TasteAnswerer:
         """The model."""
         return f"TASTE {self._engine.info.model_id}"
 
+    def check_voice(self, voice: VoiceChoice) -> None:
+        """Voices are vectors of the model's size; none has a name."""
+        if voice.name is not None:
+            raise UnsupportedByModelError("voice.name: a TASTE model answers, whose voices are vectors")
+        size = self._engine.info.speaker_embedding_dim
+        given = voice.speaker_embedding
+        if given is not None and len(given) != size:
+            raise InvalidInputError("voice.speaker_embedding.values", f"has {len(given)} values, not {size}")
+
     async def answer(self, question: Question, sink: AnswerSink) -> None:
         """Give the whole answer to `sink`. Raises AnswerError."""
         phrases: asyncio.Queue[_Phrase | None] = asyncio.Queue(self._settings.max_pending_phrases)
@@ -76,12 +85,14 @@ class TasteAnswerer:
 
     async def _write(self, question: Question, sink: AnswerSink, phrases: asyncio.Queue[_Phrase | None]) -> None:
         try:
-            async with asyncio.timeout(self._settings.llm_first_token_timeout_s):
-                request = await self._request(question)
-            budget = TimeBudget(self._settings.llm_timeout_s)
+            first = TimeBudget(self._settings.llm_first_token_timeout_s)
+            request = await first.spend(self._request(question))
+            budget = first
             waiting: list[GenerateResult] = []
             async with aclosing(_closable(self._engine.generate(request))) as results:
                 while (result := await budget.spend(anext(results, None))) is not None:
+                    if budget is first:
+                        budget = TimeBudget(self._settings.llm_timeout_s)
                     if result.text:
                         await sink.token(result.text)
                     waiting += [result] if result.text_ids else []
@@ -100,7 +111,8 @@ class TasteAnswerer:
         if question.samples is None:
             segments.append(SegmentInput("user", "text", text=asked.text))
         else:
-            audio = Waveform(question.samples, RECOGNISER_SAMPLE_RATE_HZ)
+            samples = question.samples[-MAX_CLIP_MS * RECOGNISER_SAMPLE_RATE_HZ // 1000 :]
+            audio = Waveform(samples, RECOGNISER_SAMPLE_RATE_HZ)
             heard = await self._engine.tokenize(TokenizeRequest(audio, text=asked.text))
             segments.append(
                 SegmentInput(

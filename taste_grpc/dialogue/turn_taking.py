@@ -15,12 +15,14 @@ class TurnTakingSettings:
     Attributes:
         onset_ms: speech of at least this length begins a turn; what is shorter is a noise.
         silence_ms: silence of this length after speech ends the turn.
-        gap_ms: silence up to this length inside speech does not interrupt its count.
+        gap_ms: silence up to this length inside speech does not interrupt its count before a turn has begun.
+        burst_gap_ms: silence up to this length is part of one burst of speech.
     """
 
     onset_ms: int = 96
     silence_ms: int = 700
     gap_ms: int = 64
+    burst_gap_ms: int = 128
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,7 @@ class TurnTaking:
         self._run_began_ms: float | None = None
         self._voiced_ms = 0.0
         self._last_voiced_ms = 0.0
+        self._burst_ms = 0.0
         self._needs_silence = False
 
     @property
@@ -73,8 +76,13 @@ class TurnTaking:
 
     @property
     def voiced_ms(self) -> float:
-        """Length of the speech under way, without its pauses; 0 in silence. Long speech interrupts an answer."""
+        """Length of the speech under way, without its pauses; 0 in silence."""
         return self._voiced_ms
+
+    @property
+    def burst_ms(self) -> float:
+        """Length of speech since its last pause that can be heard. A long burst interrupts an answer."""
+        return self._burst_ms
 
     def push(self, is_speech: bool, frame_ms: float) -> SpeechBegan | SpeechEnded | None:
         """Take the decision about the next frame; returns what it changes."""
@@ -95,12 +103,15 @@ class TurnTaking:
         self._needs_silence = until_silence
         self.speaking = False
         self._run_began_ms = None
-        self._voiced_ms = 0.0
+        self._voiced_ms = self._burst_ms = 0.0
 
     def _voice(self, began_ms: float, frame_ms: float) -> SpeechBegan | None:
+        if began_ms - self._last_voiced_ms > self.settings.burst_gap_ms:
+            self._burst_ms = 0.0
         self._last_voiced_ms = self.now_ms
         if self._needs_silence:
             return None
+        self._burst_ms += frame_ms
         if self._run_began_ms is None:
             self._run_began_ms, self._voiced_ms = began_ms, 0.0
         self._voiced_ms += frame_ms

@@ -14,6 +14,7 @@ from websockets.frames import CloseCode
 from taste_grpc.dialogue import ConversationRefusedError
 from taste_grpc.dialogue.events import AudioIn, ClientEvent, ErrorCode, Failure, GoingAway
 from taste_grpc.errors import (
+    CheckpointError,
     InvalidInputError,
     OverloadedError,
     TasteError,
@@ -298,6 +299,8 @@ def _refusal(error: TasteError) -> tuple[ErrorCode | str, Ending]:
             return OVERLOADED, Ending(CloseCode.TRY_AGAIN_LATER)
         case UnavailableError():
             return UNAVAILABLE, Ending(CloseCode.TRY_AGAIN_LATER)
+        case CheckpointError():
+            return ErrorCode.MODEL_LOAD_FAIL, _ending_after(ErrorCode.MODEL_LOAD_FAIL)
         case UnsupportedByModelError():
             return UNSUPPORTED, Ending(CloseCode.POLICY_VIOLATION, "unsupported")
     return ErrorCode.INTERNAL, Ending(CloseCode.INTERNAL_ERROR)

@@ -305,6 +305,7 @@ VIOLATIONS = {
     "a silence out of range": (None, {"start": start(options={"vad_silence_ms": 100}).start}),
     "an answer of no token": (None, {"start": start(options={"max_new_tokens": 0}).start}),
     "no language": (None, {"start": start(language="??").start}),
+    "a voice nobody has": (None, {"start": start(voice=dialogue_pb2.Voice(name="nobody")).start}),
     "an unknown resume token": (None, {"start": start(resume_token="never given").start}),
     "a prompt of 9 KiB": (None, {"start": start(system_prompt="a" * 9_000).start}),
 }

@@ -27,7 +27,7 @@ from taste_grpc.dialogue.events import (
     VoiceChoice,
 )
 from taste_grpc.dialogue.memory import Exchange
-from taste_grpc.errors import OverloadedError, UnavailableError
+from taste_grpc.errors import InvalidInputError, OverloadedError, UnavailableError, UnsupportedByModelError
 from taste_grpc.speech import SpeechDetector
 from tests.support.scripted import Client, LoudnessDetector, ScriptedVoice, Scripts, passes, until
 
@@ -95,7 +95,7 @@ async def test_settings_are_the_servers_unless_a_client_asks_for_others(house: H
 
 async def test_a_conversation_goes_on_on_another_server(house: House) -> None:
     first, second = house.server(), house.server()
-    voice = VoiceChoice("lessac", sample_rate_hz=24_000, encoding=Encoding.FLOAT32LE)
+    voice = VoiceChoice("scripted voice", sample_rate_hz=24_000, encoding=Encoding.FLOAT32LE)
     options = Options(max_new_tokens=9, barge_in_ms=300)
     start = Start(system_prompt="Be brief.", language="de", voice=voice, options=options)
     client = await house.client(first, start)
@@ -119,11 +119,22 @@ async def test_a_conversation_goes_on_on_another_server(house: House) -> None:
 
 async def test_what_is_given_anew_takes_the_place_of_the_old(house: House) -> None:
     first, second = house.server(), house.server()
-    client = await house.client(first, Start(system_prompt="Old.", voice=VoiceChoice("old"), language="de"))
+    client = await house.client(
+        first, Start(system_prompt="Old.", voice=VoiceChoice(sample_rate_hz=8_000), language="de")
+    )
     token = await leave(first, client)
-    anew = Start(resume_token=token, system_prompt="New.", voice=VoiceChoice("new"), language="fr")
+    anew = Start(resume_token=token, system_prompt="New.", voice=VoiceChoice(sample_rate_hz=24_000), language="fr")
     manner = (await house.client(second, anew)).session.manner
-    assert (manner.system_prompt, manner.voice.name, manner.language) == ("New.", "new", "fr")
+    assert (manner.system_prompt, manner.voice.sample_rate_hz, manner.language) == ("New.", 24_000, "fr")
+
+
+@pytest.mark.parametrize(
+    ("voice", "error"),
+    [(VoiceChoice("nobody"), InvalidInputError), (VoiceChoice(speaker_embedding=(1.0,)), UnsupportedByModelError)],
+)
+async def test_a_voice_that_is_not_there_is_refused(house: House, voice: VoiceChoice, error: type[Exception]) -> None:
+    with pytest.raises(error, match=r"voice\."):
+        await house.server().open(Start(voice=voice))
 
 
 async def test_the_turn_that_ran_goes_along(house: House) -> None:

@@ -208,6 +208,26 @@ async def test_with_a_credit_no_more_than_it_is_unplayed_and_acks_let_more_on() 
     await answer.aclose()
 
 
+@pytest.mark.parametrize("credit_ms", [20, 100, 240, 241])
+async def test_what_clients_cannot_acknowledge_does_not_hold_an_answer(credit_ms: int) -> None:
+    """Phrases end in the middle of a millisecond, and clients count whole ones."""
+    answer = Answer(credit_ms=credit_ms)
+    answer.delivery.acked(0)
+
+    async def talk() -> None:
+        for index in range(3):
+            await answer.delivery.audio(index, f"P{index}", tone(8_027), 16_000)
+        await answer.delivery.flush()
+
+    talking = asyncio.create_task(talk())
+    async with asyncio.timeout(10):
+        while not talking.done():
+            answer.delivery.acked(int(answer.sent_ms))
+            await passes()
+    assert len(answer.samples) == 3 * 8_027
+    await answer.aclose()
+
+
 async def test_without_acks_time_makes_room() -> None:
     answer = Answer(credit_ms=100)
     talking = asyncio.create_task(answer.delivery.audio(0, "Half a second.", tone(8_000), 16_000))

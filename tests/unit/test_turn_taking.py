@@ -48,6 +48,15 @@ def test_speech_is_measured_without_its_pauses() -> None:
     assert taking.voiced_ms == 6 * FRAME_MS
 
 
+def test_noises_with_silence_between_them_are_no_burst() -> None:
+    taking = TurnTaking()
+    run(taking, "####" + "." * 18 + "####")
+    assert taking.voiced_ms == 8 * FRAME_MS
+    assert taking.burst_ms == 4 * FRAME_MS
+    run(taking, "...##")
+    assert taking.burst_ms == 6 * FRAME_MS
+
+
 def test_what_somebody_else_has_ended_begins_again_with_the_next_speech() -> None:
     taking = TurnTaking()
     run(taking, "#####")
