@@ -155,22 +155,30 @@ class ChunkedResponseSettings(BaseModel):
     """Instructions to the language model; None leaves them to it."""
 
 
+VadSilenceMs = Annotated[int, Field(ge=300, le=2_000)]
+PartialIntervalMs = Annotated[int, Field(ge=250, le=3_000)]
+MaxUtteranceMs = Annotated[int, Field(ge=1_000, le=120_000)]
+BargeInMs = Annotated[int, Field(ge=32, le=5_000)]
+MaxNewTokens = Annotated[int, Field(ge=1, le=4_096)]
+"""What conversations may be told, as settings and by clients alike."""
+
+
 class StreamSettings(BaseModel):
     """Live conversations. Each may also be given as an environment variable of its own, `STREAM_VAD_SILENCE_MS`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
-    vad_silence_ms: Annotated[int, Field(ge=300, le=2_000)] = 700
+    vad_silence_ms: VadSilenceMs = 700
     """Silence that ends a turn."""
-    partial_interval_ms: Annotated[int, Field(ge=250, le=3_000)] = 1_000
+    partial_interval_ms: PartialIntervalMs = 1_000
     """Time between partial transcripts."""
-    max_utterance_ms: Annotated[int, Field(ge=1_000, le=120_000)] = 30_000
+    max_utterance_ms: MaxUtteranceMs = 30_000
     """The longest turn."""
     max_utterance_bytes: Annotated[int, Field(ge=65_536, le=1 << 30)] = 16 << 20
     """The most microphone audio of one turn, in bytes as they come."""
-    barge_in_ms: Annotated[int, Field(ge=32, le=5_000)] = 240
+    barge_in_ms: BargeInMs = 240
     """Speech that interrupts an answer; a shorter noise does not."""
-    max_new_tokens: Annotated[int, Field(ge=1, le=4_096)] = 160
+    max_new_tokens: MaxNewTokens = 160
     """The longest answer."""
     max_pending_phrases: Annotated[int, Field(ge=1, le=1_000)] = 5
     """Phrases that wait for the voice; with more, the language model is not read further."""

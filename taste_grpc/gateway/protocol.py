@@ -57,7 +57,7 @@ from taste_grpc.dialogue.events import (
     VoiceChoice,
 )
 from taste_grpc.errors import TasteError
-from taste_grpc.settings import LimitSettings
+from taste_grpc.settings import BargeInMs, LimitSettings, MaxNewTokens, MaxUtteranceMs, PartialIntervalMs, VadSilenceMs
 
 VERSION = 1
 
@@ -126,12 +126,12 @@ class VoiceFields(_Message):
 class OptionFields(_Message):
     """`start.options`."""
 
-    vad_silence_ms: Annotated[int, Field(ge=300, le=2_000)] | None = None
-    partial_interval_ms: Annotated[int, Field(ge=250, le=3_000)] | None = None
-    max_utterance_ms: Annotated[int, Field(ge=1, le=120_000)] | None = None
-    barge_in_ms: Annotated[int, Field(ge=1, le=10_000)] | None = None
+    vad_silence_ms: VadSilenceMs | None = None
+    partial_interval_ms: PartialIntervalMs | None = None
+    max_utterance_ms: MaxUtteranceMs | None = None
+    barge_in_ms: BargeInMs | None = None
     barge_in: bool | None = None
-    max_new_tokens: Annotated[int, Field(ge=1, le=4_096)] | None = None
+    max_new_tokens: MaxNewTokens | None = None
 
 
 class StartMessage(_Message):
