@@ -92,7 +92,8 @@ class NetworkFlags:
     def settings(self) -> Setting:
         """These flags, as settings."""
         flags = asdict(self)
-        return {**flags, "web": {"enabled": flags.pop("web"), "port": flags.pop("web_port")}}
+        web = {"enabled": flags.pop("web"), "port": flags.pop("web_port")}
+        return {**flags, "web": web}
 
 
 @dataclass(frozen=True)

@@ -153,6 +153,9 @@ class TalkProtocol(WebSocketsSansIOProtocol):
             if not self._is_broken:
                 raise
             raise ClientDisconnected from None
+        if message["type"] == "websocket.http.response.body" and self.close_sent:
+            # uvicorn would log an error, as if nothing had been answered, for everybody who is refused.
+            self.handshake_complete = True
 
     def keepalive_timeout(self) -> None:
         """Cut off a client that does not answer: it would not read what it is told either."""

@@ -126,6 +126,15 @@ class TasteServer:
             reflection.enable_server_reflection(names, self._server)
         self._listen()
         await self._server.start()
+        try:
+            await self._open()
+        except BaseException:
+            await self._server.stop(grace=None)
+            raise
+        self._loading = asyncio.create_task(self._load(), name="load-model")
+
+    async def _open(self) -> None:
+        """Say where this server is, and serve the page beside it."""
         if self.settings.port_file:
             try:
                 _write_whole(self.settings.port_file, f"{self.port}\n")
@@ -139,7 +148,6 @@ class TasteServer:
             await self._web.start()
             for warning in exposures(self.settings.web.host, self.tls, tokens=self._authenticator.required):
                 log_event(logger, logging.WARNING, warning, address=self.settings.web.host)
-        self._loading = asyncio.create_task(self._load(), name="load-model")
 
     def _listen(self) -> None:
         wanted = _address(self.settings.host, self.settings.port)
