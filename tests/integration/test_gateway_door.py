@@ -118,7 +118,7 @@ async def test_a_name_that_is_not_ours_gets_no_page(live: LiveGateway) -> None:
         assert (await fetch(named, "/", host="talk.example.com"))[0] == 200
 
 
-async def test_pages_from_elsewhere_cannot_talk(live: LiveGateway) -> None:
+async def test_pages_from_elsewhere_cannot_talk(live: LiveGateway, caplog: pytest.LogCaptureFixture) -> None:
     opened = len(live.conversations.opened)
     for origin, host in (
         ("https://evil.example", f"localhost:{live.gateway.port}"),
@@ -132,6 +132,8 @@ async def test_pages_from_elsewhere_cannot_talk(live: LiveGateway) -> None:
         assert refused.value.response.status_code == 403
         assert b"web.origins" in refused.value.response.body
     assert len(live.conversations.opened) == opened
+    await until(lambda: live.gateway.connections == 0)
+    assert [record for record in caplog.records if record.levelno > logging.INFO] == [], "strangers fill no log"
 
 
 async def test_the_page_itself_can(live: LiveGateway) -> None:

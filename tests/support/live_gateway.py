@@ -14,6 +14,8 @@ from websockets.exceptions import ConnectionClosed
 
 from taste_grpc.gateway import Gateway
 from taste_grpc.settings import load_settings
+from tests.support.live_server import Live, live_server
+from tests.support.recording_engine import RecordingEngine
 from tests.support.scripted_conversations import ScriptedConversations, ScriptedSession
 
 _PATIENCE_S = 20.0
@@ -42,9 +44,9 @@ class LiveGateway:
             yield client
 
     @asynccontextmanager
-    async def talking(self, **start: Any) -> AsyncIterator[Client]:
+    async def talking(self, *, headers: dict[str, str] | None = None, **start: Any) -> AsyncIterator[Client]:
         """A client whose conversation is open."""
-        async with self.client() as client:
+        async with self.client(additional_headers=headers) as client:
             await client.send({"type": "start", "sample_rate": 16_000, **start})
             assert (await client.next())["type"] == "started"
             yield client
@@ -101,3 +103,21 @@ async def live_gateway(conversations: Any = None, **flags: Any) -> AsyncIterator
         yield LiveGateway(gateway, conversations)
     finally:
         await gateway.stop()
+
+
+@dataclass
+class RealGateway(LiveGateway):
+    """With conversations that listen, answer and speak."""
+
+    live: Live
+
+
+@asynccontextmanager
+async def real_gateway(**flags: Any) -> AsyncIterator[RealGateway]:
+    """The gateway of a whole server; `flags` are its settings."""
+    from taste_grpc.dialogue.local import LocalDialogue
+
+    quiet = {"log_latency": False, **flags.pop("stream", {})}
+    engine = RecordingEngine()
+    async with live_server(engine, make_dialogue=LocalDialogue, make_web=Gateway, stream=quiet, **flags) as live:
+        yield RealGateway(live.gateway, live.conversations, live)

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 
@@ -16,6 +16,9 @@ from taste_grpc.dialogue import DialogueMetrics, ReplyModel
 from taste_grpc.engine.protocol import Engine
 from taste_grpc.server import TasteServer
 from taste_grpc.settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    from taste_grpc.gateway import Gateway
 
 MakeDialogue = Callable[[Settings, Engine], Any]
 
@@ -35,6 +38,16 @@ class Live:
     @property
     def stub(self) -> Any:
         return taste_pb2_grpc.TasteServiceStub(self.channel)
+
+    @property
+    def gateway(self) -> Gateway:
+        """Where there is one."""
+        return self.server._web  # type: ignore[return-value]
+
+    @property
+    def conversations(self) -> Any:
+        """Those that are held here."""
+        return self.server._dialogue.conversations  # type: ignore[union-attr]
 
     @property
     def dialogue(self) -> Any:
@@ -69,14 +82,19 @@ async def live_server(
     wait: bool = True,
     make_dialogue: MakeDialogue | None = None,
     reply_model: ReplyModel | None = None,
+    make_web: type[Gateway] | None = None,
     **flags: Any,
 ) -> AsyncIterator[Live]:
-    """`make_dialogue` gets the settings of the server too; with `reply_model` there are replies and nothing else."""
+    """`make_dialogue` and `make_web` get the settings of the server too.
+
+    With `reply_model` there are replies and nothing else.
+    """
     if reply_model is not None:
         make_dialogue = partial(OnlyReplies, reply_model)
-    settings = load_settings({"port": 0, "drain_grace_s": 0.2, **flags})
+    settings = load_settings({"port": 0, "drain_grace_s": 0.2, "web": {"port": 0}, **flags})
     make = partial(make_dialogue, settings) if make_dialogue is not None else None
-    server = TasteServer(settings, lambda: engine, make)
+    beside = partial(_web, make_web, settings) if make_web is not None else None
+    server = TasteServer(settings, lambda: engine, make, beside)
     await server.start()
     channel = grpc.aio.insecure_channel(server.address, options=SHORT_WINDOW)
     try:
@@ -86,6 +104,10 @@ async def live_server(
     finally:
         await channel.close()
         await server.stop()
+
+
+def _web(make: type[Gateway], settings: Settings, door: Any, authenticate: Any, is_serving: Any) -> Gateway:
+    return make(door, settings, authenticate, is_serving)
 
 
 async def until(condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
