@@ -55,7 +55,7 @@ async def client_parent(address: str) -> AsyncIterator[ClientParent]:
 
 
 def _call(address: str, method: str, messages: list[bytes]) -> None:
-    service = "DialogueService" if method == "Reply" else "TasteService"
+    service = "DialogueService" if method in ("Converse", "Reply") else "TasteService"
     channel, path = grpc.insecure_channel(address), f"/taste.v1.{service}/{method}"
     forever = threading.Event()
 
@@ -66,7 +66,7 @@ def _call(address: str, method: str, messages: list[bytes]) -> None:
     if method == "Tokenize":
         channel.unary_unary(path)(messages[0])
     else:
-        stream = method == "Detokenize"
+        stream = method in ("Converse", "Detokenize")
         answers = channel.stream_stream(path)(requests()) if stream else channel.unary_stream(path)(messages[0])
         for _ in answers:
             pass
