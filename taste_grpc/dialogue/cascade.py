@@ -172,5 +172,5 @@ async def _cancelled(task: asyncio.Future[str | None]) -> None:
     if not task.done():
         task.cancel()
         await asyncio.wait([task])
-        if not task.cancelled():
-            task.exception()
+    if not task.cancelled():
+        task.exception()  # has been looked at, also if whoever waits for it is cancelled at this moment

@@ -68,7 +68,8 @@ class Outbox:
             self._bearable.clear()
         if len(self._events) >= FULL_EVENTS and self._room.is_set():
             self._room.clear()
-            self._timer = asyncio.get_running_loop().call_later(self._slow_after_s, self._is_behind)
+            if not self._slow:
+                self._timer = asyncio.get_running_loop().call_later(self._slow_after_s, self._is_behind)
         self._changed.set()
 
     async def room(self) -> None:
@@ -80,10 +81,10 @@ class Outbox:
         await self._bearable.wait()
 
     def drop_speech(self) -> list[SpeechChunk]:
-        """Leave out audio that nobody will hear any more; returns it."""
+        """Leave out audio that nobody will hear any more; returns it. A slow client stays one until it has read."""
         dropped = [event for event in self._events if isinstance(event, SpeechChunk)]
         self._leave_out(SpeechChunk)
-        self._read_some()
+        self._make_room()
         return dropped
 
     def close(self) -> None:
@@ -117,15 +118,18 @@ class Outbox:
         self._on_notice(SLOW)
 
     def _read_some(self) -> None:
-        if len(self._events) <= MOST_EVENTS // 2:
-            self._bearable.set()
-        if self._room.is_set() or len(self._events) > CLEAR_EVENTS:
-            return
-        self._let_go_on()
-        if self._slow:
+        self._make_room()
+        if self._slow and not self._closed and len(self._events) <= CLEAR_EVENTS:
             self._slow = False
             self.put(Notice(None, CLEAR))
             self._on_notice(CLEAR)
+
+    def _make_room(self) -> None:
+        """Let those go on who were held back, if few events are left."""
+        if len(self._events) <= MOST_EVENTS // 2:
+            self._bearable.set()
+        if len(self._events) <= CLEAR_EVENTS:
+            self._let_go_on()
 
     def _let_go_on(self) -> None:
         self._room.set()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 
@@ -264,6 +265,29 @@ async def test_a_cancel_while_the_model_stalls_ends_it_even_if_it_complains() ->
     await until(lambda: parts.sink.phrases)
     await cancel(answering)
     assert parts.is_closed
+
+
+class RacingModel(ScriptedModel):
+    """Fails at the very moment at which its answer is given up."""
+
+    async def answer(self, messages: Sequence[Message], sampling: Sampling) -> AsyncGenerator[str]:
+        await asyncio.sleep(0)
+        self.answering.cancel()
+        raise LanguageModelError("the endpoint is gone")
+        yield ""
+
+    answering: asyncio.Task[None]
+
+
+async def test_a_model_that_fails_as_it_is_cancelled_leaves_no_exception_that_nobody_looked_at() -> None:
+    unseen: list[dict[str, object]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: unseen.append(context))
+    model = RacingModel()
+    model.answering = asyncio.create_task(Parts(model=model).answer())
+    with pytest.raises((asyncio.CancelledError, AnswerError)):
+        await model.answering
+    gc.collect()
+    assert not unseen
 
 
 @settings(max_examples=120, deadline=None)

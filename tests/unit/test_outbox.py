@@ -175,6 +175,30 @@ async def test_speech_that_nobody_will_hear_is_left_out_and_makes_room(outbox: O
     assert read == [MarkReached("before"), MarkReached("after")]
 
 
+async def test_a_slow_client_that_has_not_read_has_not_caught_up_when_speech_is_left_out() -> None:
+    noticed: list[str] = []
+    outbox = Outbox(slow_after_s=0.0, on_notice=noticed.append)
+    reader = Reader(outbox)
+    for number in range(FULL_EVENTS):
+        outbox.put(chunk(number))
+    await until(lambda: outbox.is_slow)
+    outbox.drop_speech()
+    await outbox.room()
+    partials = [PartialTranscript(1, str(number), number) for number in range(FULL_EVENTS)]
+    for partial in partials:
+        outbox.put(partial)
+    for mark in marks(FULL_EVENTS):
+        outbox.put(mark)
+    await passes()
+    assert noticed == [SLOW]
+    assert await reader.read(2) == [Notice(None, SLOW), partials[-1]]
+    outbox.put(MarkReached("last"))
+    assert await reader.read(FULL_EVENTS + 2) == [*marks(FULL_EVENTS), MarkReached("last"), Notice(None, CLEAR)]
+    assert noticed == [SLOW, CLEAR]
+    outbox.close()
+    await reader.aclose()
+
+
 async def test_what_is_unread_can_be_forgotten(outbox: Outbox, reader: Reader) -> None:
     outbox.put(MarkReached("unread"))
     outbox.close()
