@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from collections.abc import Callable
 from contextlib import AsyncExitStack
@@ -25,10 +26,11 @@ from taste_grpc.dialogue.metrics import DialogueMetrics
 from taste_grpc.dialogue.reply import ReplyModel
 from taste_grpc.dialogue.resume import ResumeStore
 from taste_grpc.dialogue.settings import SHORT_PROMPT, SPOKEN_PROMPT, DialogueSettings
-from taste_grpc.dialogue.taste_answer import TasteAnswerer
+from taste_grpc.dialogue.taste_answer import TasteAnswerer, check_converses
 from taste_grpc.dialogue.voxtral import VoxtralModel
 from taste_grpc.engine.protocol import Engine, TokenizeRequest
 from taste_grpc.errors import InvalidInputError, SettingsError, UnsupportedByModelError
+from taste_grpc.observability import log_event
 from taste_grpc.settings import Settings, StreamSettings
 from taste_grpc.speech import (
     MoonshineRecogniser,
@@ -42,6 +44,8 @@ from taste_grpc.speech import (
     make_voice,
     sample_recordings,
 )
+
+logger = logging.getLogger(__name__)
 
 _DETECTORS: dict[str, type[SpeechDetector]] = {"silero": SileroDetector, "webrtc": WebRtcDetector}
 
@@ -89,6 +93,8 @@ class LocalDialogue:
     async def start(self) -> None:
         """Load everything, and use it once. Raises TasteError when a part cannot be had."""
         settings = self._settings
+        if settings.language_model == "taste":
+            check_converses(self._engine)  # before anything is loaded
         make_detector = _DETECTORS[settings.detector]
         detector = await asyncio.to_thread(make_detector)
         pool = RecogniserPool(lambda: _recogniser(settings), settings.recognisers or max(1, (os.cpu_count() or 2) // 2))
@@ -148,6 +154,13 @@ class LocalDialogue:
         return Cascade(model, voice, _cascade_settings(self._settings))
 
     async def _taste(self) -> Answerer:
+        if random_parts := self._engine.info.random_parts:
+            log_event(
+                logger,
+                logging.WARNING,
+                "answers come from a TASTE model with parts that have learned nothing: they mean nothing",
+                random_parts=", ".join(random_parts),
+            )
         speaker = await _speaker_embedding(self._engine, self._settings.taste_reference)
         return TasteAnswerer(self._engine, speaker, _cascade_settings(self._settings))
 

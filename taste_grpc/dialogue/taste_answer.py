@@ -41,6 +41,14 @@ class _Phrase:
     segment: SegmentInput
 
 
+def check_converses(engine: Engine) -> None:
+    """Raise UnsupportedByModelError when the model of `engine`, which has been started, knows no conversations."""
+    if _FORMAT not in engine.info.conversation_formats:
+        raise UnsupportedByModelError(
+            f"the TASTE model {engine.info.model_id} knows no conversations, so it cannot answer"
+        )
+
+
 class TasteAnswerer:
     """Hears the question with its prosody, answers in words with codes, and speaks these.
 
@@ -55,8 +63,7 @@ class TasteAnswerer:
     """
 
     def __init__(self, engine: Engine, speaker_embedding: Float32Array, settings: CascadeSettings) -> None:
-        if _FORMAT not in engine.info.conversation_formats:
-            raise UnsupportedByModelError("the loaded TASTE model knows no conversations, so it cannot answer")
+        check_converses(engine)
         self._engine, self._speaker, self._settings = engine, speaker_embedding, settings
 
     @property
@@ -84,26 +91,36 @@ class TasteAnswerer:
             raise group.exceptions[0] from None
 
     async def _write(self, question: Question, sink: AnswerSink, phrases: asyncio.Queue[_Phrase | None]) -> None:
+        waiting: list[GenerateResult] = []
         try:
-            first = TimeBudget(self._settings.llm_first_token_timeout_s)
-            request = await first.spend(self._request(question))
-            budget = first
-            waiting: list[GenerateResult] = []
-            async with aclosing(_closable(self._engine.generate(request))) as results:
-                while (result := await budget.spend(anext(results, None))) is not None:
-                    if budget is first:
-                        budget = TimeBudget(self._settings.llm_timeout_s)
+            async with aclosing(self._results(question)) as results:
+                async for result in results:
                     if result.text:
                         await sink.token(result.text)
                     waiting += [result] if result.text_ids else []
                     if waiting and (result.is_complete or _is_phrase(waiting)):
                         await phrases.put(_phrase(waiting))
                         waiting = []
-        except TimeoutError:
-            raise AnswerError(ErrorCode.LLM_TIMEOUT, "the TASTE model took too long for its answer") from None
         except TasteError as error:
             raise error if isinstance(error, AnswerError) else AnswerError(ErrorCode.LLM_FAIL, str(error)) from error
         await phrases.put(None)
+
+    async def _results(self, question: Question) -> AsyncGenerator[GenerateResult]:
+        """What is generated, each result waited for no longer than it may take; hearing the question counts too."""
+        settings = self._settings
+        first_s = min(settings.llm_first_token_timeout_s, settings.llm_timeout_s)
+        first = budget = TimeBudget(first_s)
+        try:
+            request = await budget.spend(self._request(question))
+            async with aclosing(_closable(self._engine.generate(request))) as results:
+                while (result := await budget.spend(anext(results, None))) is not None:
+                    if budget is first and result.text:
+                        budget = TimeBudget(settings.llm_timeout_s - first_s + first.left_s)
+                    yield result
+        except TimeoutError:
+            limit_s, what = (first_s, "its first token") if budget is first else (settings.llm_timeout_s, "its answer")
+            message = f"the TASTE model took longer than {limit_s:g} s for {what}"
+            raise AnswerError(ErrorCode.LLM_TIMEOUT, message) from None
 
     async def _request(self, question: Question) -> GenerateRequest:
         *before, asked = question.messages

@@ -10,7 +10,8 @@ path says what happens to the request:
 - `/garbage`: a stream that is no JSON;
 - `/page`: a web page;
 - `/500` and other numbers: that status, with a body that repeats the key;
-- `/echo`: the request itself is the answer.
+- `/echo`: the request itself is the answer;
+- `/asked`: one of the above, which the last message of the request names; it itself is the answer if it names none.
 
 It prints a line for each request, and one once its connection has been closed by the client: `asked PATH`, `gone PATH`.
 """
@@ -37,6 +38,10 @@ def piece(text: str) -> bytes:
     return event({"id": "1", "object": "chat.completion.chunk", "created": 0, "model": "odd", "choices": [choice]})
 
 
+END = chunk(b"data: [DONE]\n\n") + chunk(b"")
+_NAMED = ("silent", "stalls", "complains", "garbage", "page", "500")
+
+
 def plain(status: str, kind: str, body: str) -> bytes:
     head = f"HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {len(body.encode())}\r\n\r\n"
     return (head + body).encode()
@@ -44,6 +49,10 @@ def plain(status: str, kind: str, body: str) -> bytes:
 
 def answer(what: str, headers: dict[str, str], body: str) -> bytes:
     """All bytes that are sent; `gone` is up to the client unless the connection is cut."""
+    if what == "asked":
+        asked = str(json.loads(body)["messages"][-1]["content"])
+        named = asked.split("/")[-1]
+        return answer(named, headers, body) if named in _NAMED else STREAM + piece(asked) + END
     if what == "silent":
         return b""
     if what in ("stalls", "breaks"):
@@ -55,7 +64,7 @@ def answer(what: str, headers: dict[str, str], body: str) -> bytes:
     if what == "page":
         return plain("200 OK", "text/html", "<html><body>Welcome!</body></html>")
     if what == "echo":
-        return STREAM + piece(body) + piece("") + chunk(b"data: [DONE]\n\n") + chunk(b"")
+        return STREAM + piece(body) + piece("") + END
     error = {"error": {"message": f"no luck with {headers['authorization']}\n\nat all", "type": "odd"}}
     return plain(f"{what} Odd", "application/json", json.dumps(error))
 
