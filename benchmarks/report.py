@@ -78,6 +78,16 @@ SCRIPTS: dict[str, tuple[Key, ...]] = {
         Key("join_hift_tolerance", "", "what the recorded outputs of the vocoder allow"),
         Key("join_excess", "≤ 1.5", "mel difference within 20 ms of a join over that elsewhere"),
     ),
+    "converse": (
+        Key("first_partial_s", "≤ 1.5", "from the beginning of speech to the first partial transcript"),
+        Key("first_audio_s", "≤ 3.5", "from the end of speech to the first audio of the answer"),
+        Key("first_audio_4_s", "", "the same with four conversations at once"),
+        Key("transcript_s", "", "of that, one conversation: to the final transcript, silence included"),
+        Key("llm_first_token_s", "", "from there to the first token"),
+        Key("phrase_s", "", "from there to the text of the first phrase"),
+        Key("tts_s", "", "from there to its audio"),
+        Key("word_error_rate", "", "of the final transcripts"),
+    ),
     "wire": (
         Key("fraction_1", "≥ 0.7", "message rate over that of a bare echo server, 1 stream"),
         Key("fraction_16", "≥ 0.7", "16 streams"),

@@ -8,12 +8,14 @@ import threading
 import wave
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from taste.v1 import common_pb2, taste_pb2
+from taste_grpc.dialogue.local import LocalDialogue
 from taste_grpc.engine import EngineSettings, LocalEngine
 from taste_grpc.errors import OverloadedError as ServerOverloadedError
 from taste_grpc.speech import sample_recordings
@@ -289,10 +291,20 @@ async def test_a_server_that_stays_full_says_so() -> None:
 README = Path(__file__).resolve().parents[2] / "clients" / "python" / "README.md"
 
 
+@pytest.fixture
+def talking(chat_checkpoint: Path, tmp_path: Path) -> Iterator[Served]:
+    """A server with conversations, held with the embedded parts."""
+    stream = {"log_latency": False, "max_new_tokens": 20, "resume_dir": tmp_path / "resume"}
+    make_engine = partial(LocalEngine, EngineSettings(model=chat_checkpoint, device="cpu", threads=1))
+    with served(make_engine, make_dialogue=LocalDialogue, stream=stream) as server:
+        yield server
+
+
 def test_the_snippets_of_the_readme_run(
-    real: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    talking: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pytest.importorskip("moonshine_voice")
+    for package in ("moonshine_voice", "silero_vad", "xllamacpp"):
+        pytest.importorskip(package)
     text = README.read_text(encoding="utf-8")
     snippets = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     assert len(snippets) > 6
@@ -306,15 +318,17 @@ def test_the_snippets_of_the_readme_run(
     names: dict[str, Any] = {}
     try:
         for snippet in snippets:
-            exec(compile(snippet.replace("localhost:50051", real.address), str(README), "exec"), names)
+            exec(compile(snippet.replace("localhost:50051", talking.address), str(README), "exec"), names)
     finally:
         for value in names.values():
             if isinstance(value, TasteClient):
                 value.close()
     printed = capsys.readouterr().out
     assert "tried" in printed.lower()
+    assert "heard: Ever tried" in printed
+    assert "SpeechChunk(" in printed
     assert "text (FieldViolation" in printed
-    for name in ("answer.wav", "edited.wav"):
+    for name in ("answer.wav", "edited.wav", "live.wav"):
         with wave.open(str(tmp_path / name)) as file:
             assert file.getnframes() > 1000
     assert len((tmp_path / "answer.pcm").read_bytes()) > 1000

@@ -14,13 +14,14 @@ from typing import Any
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from pydantic import BaseModel
 from typer.main import get_command
 
 from taste.v1 import common_pb2, taste_pb2, taste_pb2_grpc
 from taste_grpc.cli.command_line import app
 from taste_grpc.engine.loading import LoadedModel
 from taste_grpc.engine.machine import MachineSettings, SharedMachine
-from taste_grpc.settings import load_settings
+from taste_grpc.settings import ChunkedResponseSettings, StreamSettings, load_settings
 from taste_grpc_client import errors as client_errors
 from tests.conftest import Loaded
 from tests.support.recipe_servers import PLAIN, RecipeServers, recipe_servers
@@ -248,6 +249,34 @@ def test_settings_that_bound_a_machine_have_the_defaults_that_are_stated() -> No
                 assert not any(letter.isdigit() for letter in stated), name
             else:
                 assert value == int(stated) << (20 if "MiB" in row[1] and "bytes" in name else 0), name
+
+
+@pytest.mark.parametrize(
+    ("header", "prefix", "model"),
+    [("stream setting", "", StreamSettings), ("reply setting", "chunked_response.", ChunkedResponseSettings)],
+)
+def test_settings_of_conversations_are_stated_with_default_and_range(
+    header: str, prefix: str, model: type[BaseModel]
+) -> None:
+    rows = {spans(row[0])[0].removeprefix(prefix): row for row in rows_of("conversing.md", header)}
+    assert set(rows) == set(model.model_fields)
+    for name, field in model.model_fields.items():
+        _, default, allowed, *_ = rows[name]
+        assert default.partition(":")[0] == as_stated(field.default), name
+        bounds = {
+            as_stated(bound)
+            for limit in field.metadata
+            for side in ("gt", "ge", "lt", "le")
+            if (bound := getattr(limit, side, None)) is not None
+        }
+        assert bounds <= set(re.findall(r"[\d,.]*\d", allowed)), name
+
+
+def as_stated(value: Any) -> str:
+    """A default or bound, as tables have it."""
+    if value is None or isinstance(value, bool):
+        return "unset" if value is None else str(value).lower()
+    return f"{value:,}".removesuffix(".0") if isinstance(value, int | float) else str(value)
 
 
 # --- sizes -------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -21,8 +22,10 @@ from taste_grpc.speech import sample_recordings
 from tests.support.recipes import ROOT, server_of
 
 PLAIN, CHAT, SECURE, LOADING, NARROW = 50051, 50052, 50443, 50054, 50055
-"""What pages call the ports: taste-tiny; with conversations; with TLS and tokens; that never has done loading; that
-speaks for one caller at a time."""
+"""What pages call the ports: taste-tiny; a TASTE model that knows conversations; with TLS and tokens; that never has
+done loading; that speaks for one caller at a time. The first alone has DialogueService, with all that belongs to it."""
+WEB, METRICS = 8080, 9090
+"""What pages call the ports of its page, and of its figures."""
 
 _NAMES = {"plain": PLAIN, "chat": CHAT}
 
@@ -103,7 +106,9 @@ class _Started:
 
 async def serve(folder: Path) -> None:
     """Serve until stdin is closed; the ports are printed as one line of JSON."""
+    from taste_grpc.dialogue.local import LocalDialogue
     from taste_grpc.engine import EngineSettings, LocalEngine
+    from taste_grpc.gateway import Gateway
     from taste_grpc.observability import configure_logging
     from taste_grpc.server import TasteServer
     from taste_grpc.settings import AdmissionSettings, MethodAdmission, load_settings
@@ -124,9 +129,27 @@ async def serve(folder: Path) -> None:
     def server(make_engine: Any, **flags: Any) -> TasteServer:
         return TasteServer(load_settings({"port": 0, "drain_grace_s": 0, **flags}), make_engine)
 
+    def talking_server() -> TasteServer:
+        return TasteServer(
+            talking,
+            lambda: tiny,
+            lambda engine: LocalDialogue(talking, engine),
+            lambda door, authenticate, is_serving: Gateway(door, talking, authenticate, is_serving),
+        )
+
+    more_ports = {WEB: _free_port(), METRICS: _free_port()}
+    talking = load_settings(
+        {
+            "port": 0,
+            "drain_grace_s": 0,
+            "metrics_port": more_ports[METRICS],
+            "web": {"enabled": True, "port": more_ports[WEB]},
+            "stream": {"log_latency": False, "resume_dir": folder / "resume"},
+        }
+    )
     tls = {"cert_file": folder / "server.pem", "key_file": folder / "server.key"}
     servers = {
-        PLAIN: server(lambda: tiny),
+        PLAIN: talking_server(),
         CHAT: server(lambda: chat),
         SECURE: server(lambda: tiny, tls=tls, tokens={"alice": TOKEN}),
         LOADING: server(lambda: forever.wait()),
@@ -136,12 +159,20 @@ async def serve(folder: Path) -> None:
         await one.start()
         if number != LOADING:
             await one.loaded()
-    print(json.dumps({number: one.port for number, one in servers.items()}), flush=True)
+    ports = {**{number: one.port for number, one in servers.items()}, **more_ports}
+    print(json.dumps(ports), flush=True)
     await asyncio.to_thread(sys.stdin.read)
     for one in servers.values():
         await one.stop()
     for engine in engines:
         await engine.drain(0)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
 
 
 if __name__ == "__main__":

@@ -167,7 +167,10 @@ def _short_base64(match: re.Match[str]) -> str:
 
 MASKS: dict[str, tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = {
     # Named rules: what they match counts as equal in page and output.
-    "measured times": (re.compile(r'("(?:queuedMs|elapsedMs|[a-z_]+_ms)": |\w+_ms[=:] ?)\d+(?:\.\d+)?'), r"\1<ms>"),
+    "measured times": (
+        re.compile(r'("(?:queuedMs|elapsedMs|processingTimeMs|[a-z_]+_ms)": |\w+_ms[=:] ?)\d+(?:\.\d+)?'),
+        r"\1<ms>",
+    ),
     "stages": (re.compile(r'("stages(?:Ms|_ms)": \{)[^}]*'), r"\1<stages>"),
     "clock": (re.compile(r"\b\d\d:\d\d:\d\d\.\d{3}\b"), "<clock>"),
     "request ids": (re.compile(r"\b[0-9a-f]{32}\b"), "<request id>"),
@@ -175,6 +178,9 @@ MASKS: dict[str, tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] =
         re.compile(r'(google\.rpc\.RequestInfo",\s+"value": ")[^"]*'),
         r"\1<request id>",
     ),
+    "names of conversations": (re.compile(r'("sessionId": )"[0-9a-f]{16}"'), r'\1"<session>"'),
+    # It draws what it says, and no client can set the seed.
+    "what a language model answers": (re.compile(r"^(answer: ).+", re.MULTILINE), r"\1<words>"),
     "ports of callers": (re.compile(r"(ipv[46]:[^ ]*):\d+"), r"\1:<port>"),
     # Both sides watch the clock.
     "who was first to give up": (re.compile(r"code=(?:CANCELLED|DEADLINE_EXCEEDED)\b"), "code=<too late>"),

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from taste_grpc.dialogue import ReplyModel
 from taste_grpc.engine.protocol import Engine
-from tests.support.live_server import Live, live_server
+from tests.support.live_server import Live, MakeDialogue, live_server
 
 T = TypeVar("T")
 _PATIENCE_S = 60.0
@@ -36,14 +36,18 @@ class Served:
 
 @contextmanager
 def served(
-    make_engine: Callable[[], Engine], *, make_reply: Callable[[], ReplyModel] | None = None, **flags: Any
+    make_engine: Callable[[], Engine],
+    *,
+    make_reply: Callable[[], ReplyModel] | None = None,
+    make_dialogue: MakeDialogue | None = None,
+    **flags: Any,
 ) -> Iterator[Served]:
     ready: Future[Served] = Future()
     stop = threading.Event()
 
     async def main() -> None:
         reply_model = make_reply() if make_reply is not None else None
-        async with live_server(make_engine(), reply_model=reply_model, **flags) as live:
+        async with live_server(make_engine(), reply_model=reply_model, make_dialogue=make_dialogue, **flags) as live:
             ready.set_result(Served(live, asyncio.get_running_loop()))
             await asyncio.to_thread(stop.wait)
 
