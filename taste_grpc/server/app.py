@@ -203,6 +203,7 @@ class TasteServer:
         except TasteError as error:
             self._talks.failure = f"conversations cannot be had: {error}"
             log_event(logger, logging.ERROR, "conversations cannot be had", reason=str(error))
+            await dialogue.aclose()
             return
         self._dialogue_gate.open(dialogue)
         self._health.set((DIALOGUE_SERVICE,), serving=self._dialogue_gate.state is GateState.SERVING)
