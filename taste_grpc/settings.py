@@ -217,7 +217,8 @@ class StreamSettings(BaseModel):
     """Name of the model behind that endpoint."""
     openai_context_tokens: Annotated[int, Field(ge=256, le=1 << 24)] = 8_192
     """The longest conversation that is sent there, answer and all."""
-    temperature: Annotated[float, Field(ge=0, le=2)] = 0.7
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    """Of the language model; None takes 0.7, and 0.2 for the embedded one, which wanders otherwise."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 0.9
     voxtral: str | None = None
     """Directory or hub id of a Voxtral model that answers Reply; None leaves it to recogniser and language model."""

@@ -73,7 +73,8 @@ class PageScreen:
 
     def finish(self, view: ConversationView, files: list[str]) -> None:
         """Write what is left, the times of all turns, and the totals."""
-        show(*map(turn_text, view.settled(everything=True)), *_closing_words(view, files))
+        show(*map(turn_text, view.settled(everything=True)), *_closing_words(view))
+        _name_files(files)
 
     def close(self) -> None:
         """Nothing to leave."""
@@ -98,18 +99,24 @@ class TerminalScreen:
         """As on a page."""
         self._live.update("", refresh=True)
         self._live.stop()
-        show(*map(turn_text, view.settled(everything=True)), *_closing_words(view, files))
+        show(*map(turn_text, view.settled(everything=True)), *_closing_words(view))
+        _name_files(files)
 
     def close(self) -> None:
         """Give the terminal its cursor back."""
         self._live.stop()
 
 
-def _closing_words(view: ConversationView, files: list[str]) -> list[Any]:
+def _closing_words(view: ConversationView) -> list[Any]:
     words: list[Any] = [*view.notices]
     if view.turns:
         words += ["latency, from the beginning of each turn's audio, in ms:", latency_table(view)]
     words.append(totals_line(view))
-    if files:
-        words.append(f"the answers are in {', '.join(files)}")
     return words
+
+
+def _name_files(files: list[str]) -> None:
+    """In one line however long it is: paths are to be copied."""
+    if files:
+        sys.stdout.write(f"the answers are in {', '.join(files)}\n")
+        sys.stdout.flush()

@@ -25,7 +25,13 @@ from taste_grpc.dialogue.language_model import LanguageModel
 from taste_grpc.dialogue.metrics import DialogueMetrics
 from taste_grpc.dialogue.reply import ReplyModel
 from taste_grpc.dialogue.resume import ResumeStore
-from taste_grpc.dialogue.settings import SHORT_PROMPT, SPOKEN_PROMPT, DialogueSettings
+from taste_grpc.dialogue.settings import (
+    EMBEDDED_TEMPERATURE,
+    SHORT_PROMPT,
+    SPOKEN_PROMPT,
+    TEMPERATURE,
+    DialogueSettings,
+)
 from taste_grpc.dialogue.taste_answer import TasteAnswerer, check_converses
 from taste_grpc.dialogue.voxtral import VoxtralModel
 from taste_grpc.engine.protocol import Engine, TokenizeRequest
@@ -151,7 +157,7 @@ class LocalDialogue:
         voice = self._voice = make_voice(self._settings.voice, processes=self._settings.voice_processes)
         self._running.push_async_callback(voice.aclose)
         await voice.start()
-        return Cascade(model, voice, _cascade_settings(self._settings))
+        return Cascade(model, voice, _cascade_settings(self._settings, _temperature(model)))
 
     async def _taste(self) -> Answerer:
         if random_parts := self._engine.info.random_parts:
@@ -162,12 +168,16 @@ class LocalDialogue:
                 random_parts=", ".join(random_parts),
             )
         speaker = await _speaker_embedding(self._engine, self._settings.taste_reference)
-        return TasteAnswerer(self._engine, speaker, _cascade_settings(self._settings))
+        return TasteAnswerer(self._engine, speaker, _cascade_settings(self._settings, TEMPERATURE))
 
 
 def _prompt(model: LanguageModel) -> str:
     """Instructions that suit `model`."""
     return SHORT_PROMPT if isinstance(model, EmbeddedLanguageModel) else SPOKEN_PROMPT
+
+
+def _temperature(model: LanguageModel) -> float:
+    return EMBEDDED_TEMPERATURE if isinstance(model, EmbeddedLanguageModel) else TEMPERATURE
 
 
 def _recogniser(settings: StreamSettings) -> Recogniser:
@@ -185,13 +195,13 @@ async def _speaker_embedding(engine: Engine, reference: Path | None) -> Float32A
     return (await engine.tokenize(TokenizeRequest(clip, text="voice"))).speaker_embedding
 
 
-def _cascade_settings(settings: StreamSettings) -> CascadeSettings:
+def _cascade_settings(settings: StreamSettings, temperature: float) -> CascadeSettings:
     return CascadeSettings(
         llm_first_token_timeout_s=settings.first_token_timeout_s,
         llm_timeout_s=settings.llm_timeout_s,
         tts_timeout_s=settings.tts_timeout_s,
         max_pending_phrases=settings.max_pending_phrases,
-        temperature=settings.temperature,
+        temperature=temperature if settings.temperature is None else settings.temperature,
         top_p=settings.top_p,
     )
 

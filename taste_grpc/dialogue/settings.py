@@ -12,6 +12,8 @@ SPOKEN_PROMPT = (
 )
 SHORT_PROMPT = "You are a helpful assistant."
 """For the embedded language model, which longer instructions confuse."""
+TEMPERATURE, EMBEDDED_TEMPERATURE = 0.7, 0.2
+"""Of language models; the embedded one wanders with more."""
 
 
 @dataclass(frozen=True)

@@ -200,6 +200,7 @@ async def test_marks_come_back_once_what_went_before_was_processed(server: Serve
         await talk.until(lambda: talk.all("final_transcript", 0))
 
 
+@pytest.mark.timeout(600)  # a minute on two cores that have nothing else to do
 async def test_what_is_said_is_understood_and_what_is_answered_is_heard(
     server: Served, recogniser: MoonshineRecogniser
 ) -> None:

@@ -103,7 +103,7 @@ async def test_the_first_audio_comes_before_the_last_token() -> None:
     parts = Parts(ScriptedModel(["First. ", "Second. ", goes_on, "Last."]))
     answering = asyncio.create_task(parts.answer())
     await until(lambda: ("audio", "First.") in parts.sink.log)
-    assert parts.sink.text == "First. Second. "
+    assert "Last" not in parts.sink.text
     goes_on.set()
     await answering
     assert parts.sink.phrases == ["First.", "Second.", "Last."]
