@@ -105,7 +105,7 @@ class IdleEngine:
 
     def detokenize(
         self, config: DetokenizeConfig, segments: AsyncIterator[SegmentInput]
-    ) -> AsyncIterator[DetokenizeChunk]:
+    ) -> AsyncGenerator[DetokenizeChunk]:
         """Not offered."""
         raise NotImplementedError
 

@@ -24,7 +24,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -73,7 +73,7 @@ class Talking:
 
     def __init__(self, engine: LocalEngine, segment: SegmentInput, ids: int, seed: int) -> None:
         request = GenerateRequest((segment,), text_top_p=0.9, extra_words=ids, max_length=ids, seed=seed)
-        self._results: AsyncIterator[GenerateResult] = engine.generate(request)
+        self._results: AsyncGenerator[GenerateResult] = engine.generate(request)
         self.arrivals: list[float] = []
 
     async def read(self, until: asyncio.Event | None = None, count: int | None = None) -> None:
@@ -88,7 +88,7 @@ class Talking:
 
     async def close(self) -> None:
         """End it."""
-        await self._results.aclose()  # type: ignore[attr-defined]  # an async generator
+        await self._results.aclose()
 
 
 async def one_round(engine: LocalEngine, alone: int, seed: int, words: int, seconds: float) -> dict[str, float]:
@@ -108,7 +108,7 @@ async def one_round(engine: LocalEngine, alone: int, seed: int, words: int, seco
         await anext(results)
         took = time.perf_counter() - started
         answered.set()
-        await results.aclose()  # type: ignore[attr-defined]  # an async generator
+        await results.aclose()
         return took
 
     listening = asyncio.create_task(listen())

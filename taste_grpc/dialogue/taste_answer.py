@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import TypeVar, cast
 
 import numpy as np
 
@@ -26,8 +25,6 @@ from taste_grpc.engine.protocol import (
 )
 from taste_grpc.errors import InvalidInputError, TasteError, UnsupportedByModelError
 from taste_grpc.speech import RECOGNISER_SAMPLE_RATE_HZ
-
-T = TypeVar("T")
 
 PHRASE_WORDS = 12
 """Words after which a phrase is spoken, unless its sentence ends before."""
@@ -112,7 +109,7 @@ class TasteAnswerer:
         first = budget = TimeBudget(first_s)
         try:
             request = await budget.spend(self._request(question))
-            async with aclosing(_closable(self._engine.generate(request))) as results:
+            async with aclosing(self._engine.generate(request)) as results:
                 while (result := await budget.spend(anext(results, None))) is not None:
                     if budget is first and result.text:
                         budget = TimeBudget(settings.llm_timeout_s - first_s + first.left_s)
@@ -155,7 +152,7 @@ class TasteAnswerer:
         speaker = self._speaker if chosen is None else np.asarray(chosen, np.float32)
         config = DetokenizeConfig(speaker_embedding=speaker, out_sample_rate_hz=question.voice.sample_rate_hz)
         try:
-            async with aclosing(_closable(self._engine.detokenize(config, segments()))) as chunks:
+            async with aclosing(self._engine.detokenize(config, segments())) as chunks:
                 async for chunk in chunks:
                     index = chunk.segment_index
                     await sink.audio(index, texts[index], chunk.samples, chunk.sample_rate_hz)
@@ -177,8 +174,3 @@ def _phrase(results: list[GenerateResult]) -> _Phrase:
         "assistant", "audio", text_ids=text_ids, word_ids=word_ids - word_ids[0], taste_ids=taste_ids
     )
     return _Phrase("".join(result.text for result in results).strip(), segment)
-
-
-def _closable(iterator: AsyncIterator[T]) -> AsyncGenerator[T]:
-    """Engines return async generators, which their protocol calls by their public part."""
-    return cast("AsyncGenerator[T]", iterator)

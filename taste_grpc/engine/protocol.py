@@ -6,7 +6,7 @@ that lives elsewhere.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -238,13 +238,13 @@ class Engine(Protocol):
         """Audio to aligned text ids and codes."""
         ...
 
-    def generate(self, request: GenerateRequest) -> AsyncIterator[GenerateResult]:
+    def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerateResult]:
         """Continue a conversation, word by word."""
         ...
 
     def detokenize(
         self, config: DetokenizeConfig, segments: AsyncIterator[SegmentInput]
-    ) -> AsyncIterator[DetokenizeChunk]:
+    ) -> AsyncGenerator[DetokenizeChunk]:
         """Speak segments as they arrive."""
         ...
 
