@@ -8,8 +8,9 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from taste.v1 import dialogue_pb2
 from taste_grpc.dialogue import ConversationRefusedError, Conversations, Session
 from taste_grpc.dialogue.events import ErrorCode, Failure
-from taste_grpc.errors import IdleError, InvalidInputError, TasteError, UnavailableError
+from taste_grpc.errors import InvalidInputError, TasteError, UnavailableError
 from taste_grpc.server.converse_messages import ConverseResponses, UnsupportedRateError, client_event, start_event
+from taste_grpc.server.patience import in_time
 from taste_grpc.settings import LimitSettings
 
 Requests = AsyncIterator[dialogue_pb2.ConverseRequest]
@@ -89,16 +90,7 @@ class ConverseCalls:
 
     async def _next(self, requests: Requests) -> dialogue_pb2.ConverseRequest | None:
         """The client's next message, None after the last one. Raises InvalidInputError, IdleError."""
-        waiting = asyncio.timeout(self._limits.max_idle_ms / 1000)
-        try:
-            async with waiting:
-                request = await anext(requests, None)
-        except TimeoutError:
-            if not waiting.expired():
-                raise
-            raise IdleError(
-                f"the server waited {self._limits.max_idle_ms} ms for the next message of the call"
-            ) from None
+        request = await in_time(anext(requests, None), self._limits.max_idle_ms, "for the next message of the call")
         limit = self._limits.max_converse_message_bytes
         if request is not None and request.ByteSize() > limit:
             raise InvalidInputError("event", f"the message has {request.ByteSize()} bytes; at most {limit} are allowed")

@@ -9,7 +9,6 @@ import re
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager, suppress
-from types import TracebackType
 from typing import Any, TypeVar
 from urllib.parse import unquote
 
@@ -18,10 +17,11 @@ from google.protobuf.message import DecodeError
 from grpc_reflection.v1alpha import reflection_pb2
 
 from taste.v1 import dialogue_pb2, taste_pb2
-from taste_grpc.errors import IdleError, InvalidInputError, InvalidTypeError, UnauthenticatedError
+from taste_grpc.errors import InvalidInputError, InvalidTypeError, UnauthenticatedError
 from taste_grpc.observability import log_event
 from taste_grpc.server.auth import Authenticator, certificate_name
 from taste_grpc.server.call import REQUEST_ID_KEY, Call, enter_call, request_id
+from taste_grpc.server.patience import Patience, in_time
 from taste_grpc.server.status import status_of
 
 logger = logging.getLogger(__name__)
@@ -111,68 +111,17 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
     async def _send(self, responses: AsyncGenerator[Any], context: Any) -> None:
         write, clock = context.write, time.monotonic
-        async with _Patience(self._max_idle_ms, "for the caller to read") as patience, aclosing(responses):
+        async with Patience(self._max_idle_ms, "for the caller to read") as patience, aclosing(responses):
             async for response in responses:
                 patience.since = clock()
                 await write(response)
                 patience.since = None
 
     async def _only_request(self, context: Any) -> Any:
-        request = await self._in_time(context.read(), "for the request of the call")
+        request = await in_time(context.read(), self._max_idle_ms, "for the request of the call")
         if request is grpc.aio.EOF:
             raise InvalidInputError("", "the call ended before its request")
         return _checked(request)
-
-    async def _in_time(self, waiting: Awaitable[T], what: str) -> T:
-        """The result of `waiting`. Raises IdleError when it does not come in time."""
-        limit = asyncio.timeout(self._max_idle_ms / 1000)
-        try:
-            async with limit:
-                return await waiting
-        except TimeoutError:
-            if not limit.expired():
-                raise
-            raise IdleError(f"the server waited {self._max_idle_ms} ms {what}") from None
-
-
-class _Patience:
-    """Ends the task that entered it with IdleError when a wait has lasted for `limit_ms`.
-
-    As asyncio.timeout does, but for a great many short waits, which cost no timer each: the task puts the time at which
-    a wait began into `since`, and None once it is over.
-
-    Args:
-        limit_ms: the longest wait.
-        what: is waited for, for the message.
-    """
-
-    def __init__(self, limit_ms: int, what: str) -> None:
-        self.since: float | None = None
-        self._limit_ms, self._what = limit_ms, what
-        self._loop = asyncio.get_running_loop()
-        self._timeout = asyncio.timeout(None)
-        self._timer = self._loop.call_later(limit_ms / 1000, self._look)
-
-    async def __aenter__(self) -> _Patience:
-        await self._timeout.__aenter__()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._timer.cancel()
-        try:
-            await self._timeout.__aexit__(kind, error, trace)
-        except TimeoutError:
-            raise IdleError(f"the server waited {self._limit_ms} ms {self._what}") from None
-
-    def _look(self) -> None:
-        now = time.monotonic()
-        left_s = self._limit_ms / 1000 - (0.0 if self.since is None else now - self.since)
-        if left_s > 0:
-            self._timer = self._loop.call_later(left_s, self._look)
-        else:
-            self._timeout.reschedule(self._loop.time())
 
 
 def _behaviour(handler: Any) -> tuple[Any, Callable[..., Any]]:

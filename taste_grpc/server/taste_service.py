@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 from google.protobuf.message import Message
 
 from taste.v1 import common_pb2, taste_pb2, taste_pb2_grpc
 from taste_grpc.audio import Encoding
 from taste_grpc.engine.protocol import DetokenizeConfig, Engine, GenerateRequest, SegmentInput, TokenizeRequest
-from taste_grpc.errors import IdleError, InvalidInputError
+from taste_grpc.errors import InvalidInputError
 from taste_grpc.server import convert
 from taste_grpc.server.call import current_call
 from taste_grpc.server.checks import ENCODINGS
 from taste_grpc.server.clips import ClipReader
 from taste_grpc.server.decoding import Decoding, StillWanted
 from taste_grpc.server.gate import Gate
+from taste_grpc.server.patience import in_time
 from taste_grpc.server.validate import RequestValidator
 from taste_grpc.settings import LimitSettings
 
@@ -88,7 +88,7 @@ class TasteService(taste_pb2_grpc.TasteServiceServicer):
             prepared = await self._prepare(request, _has_recordings, prepare)
             lead.end()
             call, messages = current_call(), convert.StreamingResults(self._limits.max_text_bytes, lead.ms)
-            async with aclosing(_closable(engine.generate(prepared))) as results:
+            async with aclosing(engine.generate(prepared)) as results:
                 async for result in results:
                     yield messages.message(result, call.elapsed_ms)
 
@@ -108,7 +108,7 @@ class TasteService(taste_pb2_grpc.TasteServiceServicer):
             encoding = ENCODINGS.get(config.encoding, Encoding.LINEAR16)
             segments = self._segments(request_iterator, validator)
             try:
-                async with aclosing(_closable(engine.detokenize(prepared, segments))) as chunks:
+                async with aclosing(engine.detokenize(prepared, segments)) as chunks:
                     async for chunk in chunks:
                         lead.add_to(chunk.timing_ms)
                         yield convert.detokenize_response(chunk, encoding, current_call().elapsed_ms)
@@ -130,17 +130,11 @@ class TasteService(taste_pb2_grpc.TasteServiceServicer):
         self, requests: AsyncIterator[taste_pb2.DetokenizeRequest]
     ) -> taste_pb2.DetokenizeRequest | None:
         """The caller's next message, None after the last one. Raises IdleError when it does not come in time."""
-        waiting = asyncio.timeout(self._limits.max_idle_ms / 1000)
-        try:
-            async with waiting:
-                return await anext(requests, None)
-        except TimeoutError:
-            if not waiting.expired():
-                raise
-            raise IdleError(
-                f"the server waited {self._limits.max_idle_ms} ms for the next message of the call; "
-                "half-close after the last one, and go on in a new call with the resume state of the last segment"
-            ) from None
+        what = (
+            "for the next message of the call; half-close after the last one, "
+            "and go on in a new call with the resume state of the last segment"
+        )
+        return await in_time(anext(requests, None), self._limits.max_idle_ms, what)
 
     async def _segments(
         self, requests: AsyncIterator[taste_pb2.DetokenizeRequest], validator: RequestValidator
@@ -194,8 +188,3 @@ class _Lead:
 
 def _has_recordings(request: taste_pb2.GenerateRequest) -> bool:
     return any(segment.HasField("audio") for segment in request.segments)
-
-
-def _closable(iterator: AsyncIterator[T]) -> AsyncGenerator[T]:
-    """Engines return async generators, which the protocol calls by their public part."""
-    return cast("AsyncGenerator[T]", iterator)
