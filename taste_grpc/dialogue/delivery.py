@@ -25,17 +25,19 @@ _LEAST_WAIT_S = 0.005
 
 @dataclass
 class _Phrase:
-    index: int
+    given_index: int
     text: str
     end: int
     """Its last sample is before this one of the answer."""
+    told_index: int | None = None
+    """Its place among the phrases that have audio; None before its first chunk."""
 
 
 class Delivery:
     """The sink of one answer. To be used on one event loop.
 
     Audio is sent as it comes, unless the client has granted a credit: then no more than that is sent and not played.
-    No chunk has audio of two phrases in it.
+    No chunk has audio of two phrases in it. A phrase that has no audio of its own is told as the beginning of the next.
 
     Args:
         turn: whose answer it is.
@@ -72,7 +74,7 @@ class Delivery:
         self._taken_samples = 0  # at the rate they come in
         self._sent_samples = 0
         self._phrases: deque[_Phrase] = deque()  # those that are not sent to their end
-        self._told_phrase = -1
+        self._told_phrases = 0
 
     # --- for what answers -----------------------------------------------------------------------------------
 
@@ -89,7 +91,7 @@ class Delivery:
             self._resampler = StreamResampler(sample_rate_hz, self._rate_hz)
         self._taken_samples += len(samples)
         end = -(-self._taken_samples * self._rate_hz // sample_rate_hz)
-        if self._phrases and self._phrases[-1].index == phrase_index:
+        if self._phrases and self._phrases[-1].given_index == phrase_index:
             self._phrases[-1].end = end
         else:
             self._phrases.append(_Phrase(phrase_index, phrase, end))
@@ -154,10 +156,9 @@ class Delivery:
     def _next_phrase(self) -> _Phrase:
         """The one that the next sample is of; the resampler holds samples back, so it may not be the newest."""
         while self._phrases[0].end <= self._sent_samples:
-            phrase = self._phrases.popleft()
-            if phrase.index != self._told_phrase:  # too short to be heard
-                self._told_phrase = phrase.index
-                self.playback.sent(phrase.index, phrase.text, 0.0)
+            ended = self._phrases.popleft()
+            if ended.told_index is None:
+                self._phrases[0].text = f"{ended.text} {self._phrases[0].text}"
         return self._phrases[0]
 
     async def _allowed(self, samples: int) -> int:
@@ -177,19 +178,22 @@ class Delivery:
 
     def _put(self, phrase: _Phrase, samples: Float32Array) -> None:
         self._on_audio()
-        is_new, self._told_phrase = phrase.index != self._told_phrase, phrase.index
+        is_new = phrase.told_index is None
+        if phrase.told_index is None:
+            phrase.told_index = self._told_phrases
+            self._told_phrases += 1
         chunk = SpeechChunk(
             turn=self._turn,
             seq=self.chunks,
             samples=np.clip(samples, -1.0, 1.0),
             sample_rate_hz=self._rate_hz,
             first_sample=self._sent_samples,
-            phrase_index=phrase.index,
+            phrase_index=phrase.told_index,
             phrase_text=phrase.text if is_new else None,
         )
         self.chunks += 1
         self._sent_samples += len(samples)
-        self.playback.sent(phrase.index, phrase.text, chunk.duration_ms)
+        self.playback.sent(phrase.told_index, phrase.text, chunk.duration_ms)
         self._outbox.put(chunk)
 
 
