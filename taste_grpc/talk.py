@@ -19,7 +19,7 @@ from taste.v1.taste_pb2 import (
     StreamingResult,
     TokenizeResponse,
 )
-from taste_grpc.audio import Encoding, Waveform, decode_clip, write_wav
+from taste_grpc.audio import Encoding, Waveform, decode_clip, decode_pcm, write_wav
 from taste_grpc.plot import Utterance
 from taste_grpc.settings import DEFAULT_MODEL
 from taste_grpc.word_places import Span
@@ -29,7 +29,6 @@ EMBEDDED_SYSTEM_PROMPT = "You are a helpful AI assistant named SmolLM, trained b
 """What the embedded language model was tuned with; without it its answers are shaky."""
 
 _CONVERSATION = "conversation"
-_INT16 = 32768.0
 
 
 @dataclass(frozen=True)
@@ -179,7 +178,7 @@ def _heard(
     for chunk in chunks:
         if chunk.audio:
             watch.mark("first audio")
-        pieces.append(np.frombuffer(chunk.audio, "<i2").astype(np.float32) / _INT16)
+        pieces.append(decode_pcm(chunk.audio, Encoding.LINEAR16))
         samples += len(pieces[-1])
         if chunk.is_final:
             ends_ms.append(1000.0 * samples / sample_rate_hz)

@@ -130,11 +130,7 @@ def _decode_raw(data: bytes, encoding: Encoding, channels: int, rate_hz: int, ma
     seconds = len(data) / frame_bytes / rate_hz
     if seconds * 1000 > max_ms:
         raise _too_long(seconds, max_ms)
-    if encoding is Encoding.LINEAR16:
-        samples = np.frombuffer(data, "<i2").astype(np.float32) / np.float32(_INT16_SCALE)
-    else:
-        samples = np.frombuffer(data, "<f4").astype(np.float32)
-    return np.asarray(samples.reshape(-1, channels), np.float32)
+    return decode_pcm(data, encoding).reshape(-1, channels)
 
 
 def _decode_container(data: bytes, encoding: Encoding, max_ms: int) -> tuple[Float32Array, int]:
@@ -194,8 +190,21 @@ def _mono(frames: Float32Array) -> Float32Array:
     return np.ascontiguousarray(np.clip(mono, -1.0, 1.0), np.float32)
 
 
+def decode_pcm(data: bytes, encoding: Encoding) -> Float32Array:
+    """Raw bytes, a whole number of samples, as `[T]` float32; of several channels the samples alternate.
+
+    Values are taken as they are: FLOAT32LE may hold some that are NaN, infinite or out of range.
+    Raises InvalidInputError for a container encoding. May be called from any thread.
+    """
+    if encoding is Encoding.LINEAR16:
+        return np.frombuffer(data, "<i2").astype(np.float32) / np.float32(_INT16_SCALE)
+    if encoding is Encoding.FLOAT32LE:
+        return np.frombuffer(data, "<f4").astype(np.float32)
+    raise InvalidInputError("encoding", f"is {encoding.name}; LINEAR16 and FLOAT32LE are raw")
+
+
 def encode_pcm(samples: Float32Array, encoding: Encoding) -> bytes:
-    """`samples` `[T]` float32 as raw bytes; the inverse of decoding them.
+    """`samples` `[T]` float32 as raw bytes; the inverse of `decode_pcm`.
 
     LINEAR16 rounds to the nearest of 65,536 steps and cuts what lies outside [-1, 1).
     Raises InvalidInputError for a container encoding. May be called from any thread.

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from taste_grpc.audio import Encoding, StreamResampler
+from taste_grpc.audio import Encoding, StreamResampler, decode_pcm
 from taste_grpc.audio.waveform import Float32Array
 from taste_grpc.errors import InvalidInputError
 from taste_grpc.speech import DETECTOR_SAMPLE_RATE_HZ, SpeechDetector, SpeechFrames
@@ -51,10 +51,8 @@ class Ear:
 
     def push(self, data: bytes) -> list[Frame]:
         """The frames that `data` completes. Samples that are no numbers count as silence."""
-        if self._encoding is Encoding.LINEAR16:
-            samples = np.frombuffer(data, "<i2").astype(np.float32) / np.float32(32_768)
-        else:
-            samples = np.frombuffer(data, "<f4").astype(np.float32)
+        samples = decode_pcm(data, self._encoding)
+        if self._encoding is Encoding.FLOAT32LE:
             samples = np.clip(np.nan_to_num(samples, nan=0.0, posinf=0.0, neginf=0.0), -1.0, 1.0)
         if self._channels > 1:
             samples = samples.reshape(-1, self._channels).mean(axis=1)

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import numpy as np
-
-from taste_grpc.audio import Encoding, StreamResampler, encode_pcm
-
-_INT16_SCALE = np.float32(32_768)
+from taste_grpc.audio import Encoding, StreamResampler, decode_pcm, encode_pcm
 
 
 class Microphone:
@@ -30,5 +26,5 @@ class Microphone:
         """`pcm`, and what was held back before, at the rate of the conversation; may be empty."""
         if self._resampler is None:
             return pcm
-        samples = np.frombuffer(pcm, "<i2").astype(np.float32) / _INT16_SCALE
-        return encode_pcm(self._resampler.push(samples), Encoding.LINEAR16)
+        samples = self._resampler.push(decode_pcm(pcm, Encoding.LINEAR16))
+        return encode_pcm(samples, Encoding.LINEAR16)

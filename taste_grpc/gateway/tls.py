@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import logging
 import ssl
-from pathlib import Path
 
 from taste_grpc.errors import SettingsError
+from taste_grpc.file_stamp import FileStamp, file_stamps
 from taste_grpc.observability import log_event
 from taste_grpc.settings import TlsSettings
 
 logger = logging.getLogger(__name__)
-
-_Stamps = tuple[tuple[int, int, int], ...]
 
 
 class WebTls:
@@ -55,17 +53,8 @@ class WebTls:
             context.verify_mode = ssl.CERT_REQUIRED
         return context
 
-    def _read_stamps(self) -> _Stamps:
-        files = (self._tls.cert_file, self._tls.key_file, self._tls.client_ca_file)
-        return tuple(_stamp(file) for file in files if file is not None)
-
-
-def _stamp(file: Path) -> tuple[int, int, int]:
-    try:
-        status = file.stat()
-    except OSError:
-        return (0, 0, 0)
-    return (status.st_mtime_ns, status.st_size, status.st_ino)
+    def _read_stamps(self) -> tuple[FileStamp | None, ...]:
+        return file_stamps(self._tls.cert_file, self._tls.key_file, self._tls.client_ca_file)
 
 
 def _no_password() -> str:

@@ -15,8 +15,8 @@ from typing import Any
 from pydantic import SecretStr, TypeAdapter, ValidationError
 
 from taste_grpc.errors import SettingsError, UnauthenticatedError
+from taste_grpc.file_stamp import file_stamps
 from taste_grpc.observability import log_event
-from taste_grpc.server.file_stamp import file_stamps
 from taste_grpc.settings import MIN_TOKEN_CHARS, TokenTable, distinct_tokens
 
 logger = logging.getLogger(__name__)

@@ -12,9 +12,9 @@ from typing import Literal
 import grpc
 
 from taste_grpc.errors import SettingsError
+from taste_grpc.file_stamp import file_stamps
 from taste_grpc.observability import log_event
 from taste_grpc.server.certificate import NotYetValidError, ServerCertificate, read_certificate
-from taste_grpc.server.file_stamp import file_stamps
 from taste_grpc.settings import TlsSettings
 
 logger = logging.getLogger(__name__)

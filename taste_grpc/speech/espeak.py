@@ -13,9 +13,7 @@ import wave
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncGenerator
 
-import numpy as np
-
-from taste_grpc.audio.resample import resample
+from taste_grpc.audio import Encoding, decode_pcm, resample
 from taste_grpc.audio.waveform import Float32Array
 from taste_grpc.errors import SpeechError, UnsupportedByModelError
 from taste_grpc.speech.spoken_text import spoken_text
@@ -118,5 +116,4 @@ def _samples(wav: bytes) -> Float32Array:
         raise SpeechError(f"{_PROGRAM} gave no WAV: {error}") from error
     if (width, channels) != (2, 1):
         raise SpeechError(f"{_PROGRAM} gave {channels} channels of {8 * width} bits, not one of 16")
-    samples = np.frombuffer(pcm, "<i2").astype(np.float32) / np.float32(32_768)
-    return resample(samples, rate_hz, _SAMPLE_RATE_HZ)
+    return resample(decode_pcm(pcm, Encoding.LINEAR16), rate_hz, _SAMPLE_RATE_HZ)

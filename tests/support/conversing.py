@@ -11,7 +11,7 @@ import grpc
 import numpy as np
 
 from taste.v1 import common_pb2, dialogue_pb2, dialogue_pb2_grpc
-from taste_grpc.audio import Encoding, encode_pcm
+from taste_grpc.audio import Encoding, decode_pcm, encode_pcm
 from taste_grpc.audio.waveform import Float32Array
 
 RATE_HZ = 16_000
@@ -97,7 +97,7 @@ class Talk:
 
     def audio(self, turn: int) -> Float32Array:
         pcm = b"".join(chunk.audio for chunk in self.all("tts_chunk", turn))
-        return np.frombuffer(pcm, "<i2").astype(np.float32) / 32_768
+        return decode_pcm(pcm, Encoding.LINEAR16)
 
     async def close(self) -> None:
         self.call.cancel()

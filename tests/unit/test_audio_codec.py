@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from taste_grpc.audio import Encoding, Waveform, decode_clip, encode_pcm, encode_wav, write_wav
+from taste_grpc.audio import Encoding, Waveform, decode_clip, decode_pcm, encode_pcm, encode_wav, write_wav
 from taste_grpc.errors import InvalidInputError, InvalidTypeError
 
 CONTAINERS = {
@@ -91,6 +91,15 @@ def test_a_container_says_rate_and_channels_itself(encoding: Encoding) -> None:
     clip = decode_clip(container(encoding, np.stack([tone(0.5, 48000)] * 2, axis=1)), encoding, 1, 99)
     assert clip.sample_rate_hz == 48000
     assert clip.samples.ndim == 1
+
+
+def test_raw_samples_are_taken_as_they_are() -> None:
+    halves = np.array([0.5, -1.0, 32767 / 32768], np.float32)
+    np.testing.assert_array_equal(decode_pcm(encode_pcm(halves, Encoding.LINEAR16), Encoding.LINEAR16), halves)
+    odd = np.array([np.nan, np.inf, -2.0, 0.25], np.float32)
+    np.testing.assert_array_equal(decode_pcm(encode_pcm(odd, Encoding.FLOAT32LE), Encoding.FLOAT32LE), odd)
+    with pytest.raises(InvalidInputError, match="encoding"):
+        decode_pcm(b"RIFF", Encoding.WAV)
 
 
 def test_two_channels_are_averaged() -> None:

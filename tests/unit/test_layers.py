@@ -15,7 +15,7 @@ PACKAGE = ROOT / "taste_grpc"
 
 LEVELS = (("audio",), ("model", "speech"), ("streaming",), ("engine",), ("dialogue",), ("server", "gateway"))
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
-SHARED = {"errors", "settings", "observability"}
+SHARED = {"errors", "file_stamp", "observability", "settings"}
 """Modules every room may import; they import no room."""
 
 GRPC = {"grpc", "grpc_health", "grpc_reflection", "grpc_status", "taste", "taste_grpc_client"}
