@@ -20,21 +20,11 @@ import pytest
 from taste.v1 import taste_pb2, taste_pb2_grpc
 from taste_grpc.own_server import ServerProcess, own_server
 from tests.support import messages
-from tests.support.command_line import COMMAND, SERVE_TINY, environment, run, write_recording
+from tests.support.command_line import COMMAND, SERVE_TINY, environment, run, serving, write_recording
 from tests.support.details import read_failure
 
 LONG = ("--extra-words", "1024", "--max-length", "4096", "--text-top-p", "1", "--text-temperature", "2")
 """Options of an answer that goes on for longer than a test takes."""
-
-
-@contextmanager
-def serving(log: Path, *flags: str) -> Iterator[ServerProcess]:
-    server = ServerProcess([*SERVE_TINY, *flags], log=log)
-    try:
-        yield server
-    finally:
-        server.process.kill()
-        server.stop()
 
 
 async def event(server: ServerProcess, name: str) -> dict:
@@ -58,7 +48,7 @@ def is_refused(port: int) -> bool:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_a_signal_lets_running_calls_finish(number: signal.Signals, tmp_path: Path):
-    with serving(tmp_path / "log", "--drain-grace-s", "60") as server:
+    with serving(tmp_path / "log", *SERVE_TINY, "--drain-grace-s", "60") as server:
         address = (await event(server, "listening"))["address"]
         await event(server, "serving")
         async with grpc.aio.insecure_channel(address) as channel:
@@ -85,7 +75,7 @@ async def test_a_signal_lets_running_calls_finish(number: signal.Signals, tmp_pa
 
 
 async def test_a_signal_while_loading_ends_the_server_at_once(tmp_path: Path):
-    with serving(tmp_path / "log") as server:
+    with serving(tmp_path / "log", *SERVE_TINY) as server:
         address = (await event(server, "listening"))["address"]
         async with grpc.aio.insecure_channel(address) as channel:
             with pytest.raises(grpc.aio.AioRpcError) as refused:

@@ -5,26 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from http.client import HTTPConnection
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from websockets.asyncio.client import connect
 
-from taste_grpc.own_server import ServerProcess
-from tests.support.command_line import SERVE_TINY, run
-
-
-@contextmanager
-def serving(log: Path, *flags: str) -> Iterator[ServerProcess]:
-    server = ServerProcess([*SERVE_TINY, *flags], log=log)
-    try:
-        yield server
-    finally:
-        server.process.kill()
-        server.stop()
+from tests.support.command_line import SERVE_DIALOGUE, SERVE_TINY, run, serving
 
 
 def fetch(url: str, path: str) -> tuple[int, str]:
@@ -47,7 +34,7 @@ async def test_the_page_is_there_at_once_and_conversations_end_with_the_server(t
         "--set",
         f"stream.resume_dir={tmp_path / 'resume'}",
     )
-    with serving(tmp_path / "log", *flags) as server:
+    with serving(tmp_path / "log", *SERVE_DIALOGUE, *flags) as server:
         url = (await asyncio.to_thread(server.wait_for, "page served", 100))["url"]
         status, page = await asyncio.to_thread(fetch, url, "/")
         assert (status, "<title>" in page) == (200, True)
@@ -67,14 +54,14 @@ async def test_the_page_is_there_at_once_and_conversations_end_with_the_server(t
 
 
 def test_a_page_without_conversations_is_refused_in_one_line(tmp_path: Path) -> None:
-    done = run("serve", *SERVE_TINY, "--web", "--web-port", "0", "--no-dialogue", cwd=tmp_path)
+    done = run("serve", *SERVE_TINY, "--web", "--web-port", "0", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == ("taste-grpc: web.enabled: there are no conversations to serve with dialogue = false\n")
 
 
 def test_a_port_of_the_page_that_cannot_be_had_is_one_line(tmp_path: Path) -> None:
     flags = ("--web", "--set", "web.host=10.255.255.1", "--port", "0")
-    done = run("serve", *SERVE_TINY, *flags, cwd=tmp_path)
+    done = run("serve", *SERVE_DIALOGUE, *flags, cwd=tmp_path)
     assert done.returncode == 1
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("taste-grpc: ")]
     assert "web.host, web.port: cannot listen at 10.255.255.1:8080" in line

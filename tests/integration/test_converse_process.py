@@ -17,7 +17,7 @@ from taste_grpc.dialogue.local import LocalDialogue
 from taste_grpc.own_server import LogEvent, ServerProcess
 from taste_grpc.settings import load_settings
 from taste_grpc.speech import sample_recordings
-from tests.support.command_line import SERVE_TINY, here, run
+from tests.support.command_line import SERVE_DIALOGUE, here, run
 from tests.support.conversing import Talk, talking
 from tests.support.live_server import until
 from tests.support.recording_engine import RecordingEngine
@@ -53,7 +53,7 @@ class Process:
 @pytest.fixture(scope="module")
 def process() -> Iterator[Process]:
     lines: list[LogEvent] = []
-    running = ServerProcess([*SERVE_TINY, "--metrics-port", "0", *SHORT_ANSWERS], on_event=lines.append)
+    running = ServerProcess([*SERVE_DIALOGUE, "--metrics-port", "0", *SHORT_ANSWERS], on_event=lines.append)
     try:
         address = running.wait_for("listening", 100)["address"]
         port = running.wait_for("metrics", 100)["port"]
@@ -160,7 +160,7 @@ def test_lines_can_be_left_out(
     ],
 )
 def test_a_setting_that_is_not_allowed_is_one_line(name: str, value: str, why: str) -> None:
-    done = here("serve", *SERVE_TINY, **{name: value})
+    done = here("serve", *SERVE_DIALOGUE, **{name: value})
     assert (done.returncode, done.stdout) == (1, "")
     (line,) = done.stderr.splitlines()
     assert line.startswith(f"taste-grpc: stream.{name.removeprefix('STREAM_').lower()}: '{value}': {why}")

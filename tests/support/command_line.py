@@ -7,6 +7,7 @@ import io
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from unittest.mock import patch
 
@@ -14,10 +15,13 @@ import numpy as np
 
 from taste_grpc.audio import Waveform, write_wav
 from taste_grpc.cli import main
+from taste_grpc.own_server import ServerProcess
 from tests.checkpoints import TINY
 
 COMMAND = [sys.executable, "-m", "taste_grpc"]
-SERVE_TINY = ["--model", str(TINY), "--threads", "1", "--device", "cpu"]
+SERVE_DIALOGUE = ["--model", str(TINY), "--threads", "1", "--device", "cpu"]
+SERVE_TINY = [*SERVE_DIALOGUE, "--no-dialogue"]
+"""Starts sooner."""
 COMMANDS = ("serve", "talk", "tokenize", "generate", "detokenize", "edit", "reply", "info", "parity")
 
 # Hides packages, as if they were not installed, from a process whose PYTHONPATH begins with the folder of this file.
@@ -66,6 +70,17 @@ def here(
     ):
         status = main(list(map(str, arguments)))
     return subprocess.CompletedProcess(arguments, status, out.getvalue(), error.getvalue())
+
+
+@contextlib.contextmanager
+def serving(log: Path, *flags: str) -> Iterator[ServerProcess]:
+    """`taste-grpc serve`, which may have stopped when the block ends."""
+    server = ServerProcess(flags, log=log)
+    try:
+        yield server
+    finally:
+        server.process.kill()
+        server.stop()
 
 
 def without(folder: Path, *packages: str) -> dict[str, str]:
