@@ -356,6 +356,13 @@ async def passes(count: int = 20) -> None:
         await asyncio.sleep(0)
 
 
+def time_passes(seconds: float) -> None:
+    """So much time goes by at once for the running loop: what waits for no longer is due."""
+    loop = asyncio.get_running_loop()
+    time = loop.time
+    loop.time = lambda: time() + seconds  # type: ignore[method-assign]
+
+
 async def until(condition: Callable[[], object]) -> None:
     """Wait until `condition`, which something on the loop or on a thread brings about."""
     async with asyncio.timeout(5):

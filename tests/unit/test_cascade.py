@@ -16,7 +16,7 @@ from taste_grpc.dialogue import AnswerError, Cascade, CascadeSettings, Message, 
 from taste_grpc.dialogue.cascade import HELD_BACK
 from taste_grpc.dialogue.events import ErrorCode, VoiceChoice
 from taste_grpc.errors import LanguageModelError, SpeechError
-from tests.support.scripted import ScriptedModel, ScriptedVoice, passes, until
+from tests.support.scripted import ScriptedModel, ScriptedVoice, passes, time_passes, until
 
 QUESTION = Question([Message("user", "Why?")], VoiceChoice(), 77)
 
@@ -69,7 +69,7 @@ class Parts:
     settings: CascadeSettings = field(default_factory=CascadeSettings)
 
     async def answer(self) -> None:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             await Cascade(self.model, self.voice, self.settings).answer(QUESTION, self.sink)
 
     @property
@@ -165,11 +165,12 @@ async def test_a_model_that_stalls_is_given_up(steps: list[str | None], limits: 
 async def test_time_in_which_the_model_waits_for_the_voice_is_not_the_models() -> None:
     parts = Parts(
         ScriptedModel(sentences(20)),
-        settings=CascadeSettings(max_pending_phrases=1, llm_timeout_s=0.4, tts_timeout_s=9),
+        settings=CascadeSettings(max_pending_phrases=1, llm_timeout_s=10, tts_timeout_s=600),
     )
     parts.sink.held.clear()
     answering = asyncio.create_task(parts.answer())
-    await asyncio.sleep(0.5)
+    await until(lambda: parts.sink.notices)
+    time_passes(20)
     parts.sink.held.set()
     await answering
     assert len(parts.sink.phrases) == 20
@@ -214,13 +215,18 @@ async def test_the_time_of_a_phrase_is_that_of_all_its_pieces() -> None:
 
 
 async def test_the_time_a_client_takes_is_not_the_voices() -> None:
-    parts = Parts(ScriptedModel(["One."]), settings=CascadeSettings(tts_timeout_s=0.2))
+    parts = Parts(ScriptedModel(["One."]), settings=CascadeSettings(tts_timeout_s=10))
+    more = parts.voice.halfway["One."] = asyncio.Event()
     parts.sink.held.clear()
     answering = asyncio.create_task(parts.answer())
-    await asyncio.sleep(0.3)
+    await until(lambda: parts.sink.phrases)
+    time_passes(20)
     parts.sink.held.set()
+    await passes(100)
+    more.set()
     await answering
     assert parts.sink.failed == []
+    assert parts.sink.indices == [0, 0]
 
 
 @pytest.mark.parametrize("where", ["before", "halfway"])
