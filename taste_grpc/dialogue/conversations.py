@@ -161,8 +161,7 @@ class Conversations:
         await asyncio.to_thread(self._ears.shutdown)
 
     def _manner(self, start: Start, saved: SavedConversation | None) -> Manner:
-        given = {name: value for name, value in vars(start.options).items() if value is not None}
-        options = replace(saved.options if saved else Options(), **given)
+        options = replace(saved.options if saved else Options(), **start.options.given)
         prompt = start.system_prompt if start.system_prompt is not None else (saved.system_prompt if saved else None)
         return Manner(
             system_prompt=self._settings.system_prompt if prompt is None else prompt,

@@ -10,6 +10,7 @@ from taste_grpc.dialogue.context_window import fit
 from taste_grpc.dialogue.language_model import Message, Sampling
 from taste_grpc.dialogue.llama_server import LlamaServer, versions
 from taste_grpc.dialogue.piece_stream import PieceStream
+from taste_grpc.dialogue.settings import SHORT_PROMPT
 from taste_grpc.dialogue.slot_choice import SlotChoice
 from taste_grpc.errors import InvalidInputError, LanguageModelError, TasteError
 
@@ -18,7 +19,6 @@ MIN_CONTEXT_TOKENS, MAX_CONTEXT_TOKENS = 256, 8_192
 
 MAX_SLOTS = 64
 """Answers that one model may be asked for at once."""
-_SYSTEM = Message("system", "You are a helpful assistant.")
 """Where a chat brings no system message. The model's own makes it talk about itself, in several languages."""
 _OPENING_TOKENS = 4
 """The markers that begin the answer."""
@@ -120,7 +120,7 @@ class EmbeddedLanguageModel:
 
     def _fitting(self, llama: LlamaServer, messages: list[Message], max_new_tokens: int) -> list[Message]:
         if not messages or messages[0].role != "system":
-            messages = [_SYSTEM, *messages]
+            messages = [Message("system", SHORT_PROMPT), *messages]
         # An answer may take half of the context; it ends where that is full.
         reserved = min(max_new_tokens, self._context_tokens // 2)
         return fit(messages, self._context_tokens - reserved - _OPENING_TOKENS, llama.count)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Any
 
 from taste_grpc.audio import Encoding
 from taste_grpc.audio.waveform import Float32Array
@@ -46,6 +47,11 @@ class Options:
     barge_in_ms: int | None = None
     barge_in: bool | None = None
     max_new_tokens: int | None = None
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """Those that are not None."""
+        return {name: value for name, value in vars(self).items() if value is not None}
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,9 @@ from collections.abc import Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 
-import numpy as np
 from platformdirs import user_cache_path
 
-from taste_grpc.audio import Encoding, decode_clip
+from taste_grpc.audio import Encoding, decode_clip, resample
 from taste_grpc.audio.waveform import Float32Array
 from taste_grpc.dialogue.answer import Answerer
 from taste_grpc.dialogue.cascade import Cascade, CascadeSettings
@@ -39,6 +38,7 @@ from taste_grpc.errors import InvalidInputError, SettingsError, UnsupportedByMod
 from taste_grpc.observability import log_event
 from taste_grpc.settings import Settings, StreamSettings
 from taste_grpc.speech import (
+    RECOGNISER_SAMPLE_RATE_HZ,
     MoonshineRecogniser,
     Recogniser,
     RecogniserPool,
@@ -103,10 +103,12 @@ class LocalDialogue:
             check_converses(self._engine)  # before anything is loaded
         make_detector = _DETECTORS[settings.detector]
         detector = await asyncio.to_thread(make_detector)
-        pool = RecogniserPool(lambda: _recogniser(settings), settings.recognisers or max(1, (os.cpu_count() or 2) // 2))
+        recognisers = settings.recognisers or max(1, (os.cpu_count() or 2) // 2)
+        pool = RecogniserPool(lambda: _recogniser(settings), recognisers)
         self._running.push_async_callback(pool.aclose)
         await pool.start()
-        await pool.transcribe(np.zeros(8_000, np.float32), urgent=False)
+        voice = await asyncio.to_thread(_recorded_voice)
+        await asyncio.gather(*(pool.transcribe(voice, urgent=False) for _ in range(recognisers)))
         model = await self._language_model()
         self._reply_model = await self._replies(pool, model, make_detector)
         answerer = await (self._taste() if settings.language_model == "taste" else self._cascade(model))
@@ -182,6 +184,12 @@ def _temperature(model: LanguageModel) -> float:
 
 def _recogniser(settings: StreamSettings) -> Recogniser:
     return WhisperRecogniser(settings.model_whisper) if settings.recogniser == "whisper" else MoonshineRecogniser()
+
+
+def _recorded_voice() -> Float32Array:
+    """What recognisers hear first."""
+    clip = decode_clip(sample_recordings()["beckett"].read_bytes(), Encoding.WAV)
+    return resample(clip.samples, clip.sample_rate_hz, RECOGNISER_SAMPLE_RATE_HZ)
 
 
 async def _speaker_embedding(engine: Engine, reference: Path | None) -> Float32Array:

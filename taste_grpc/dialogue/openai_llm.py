@@ -74,7 +74,9 @@ class OpenAiLanguageModel:
     def _make_client(self) -> AsyncOpenAI:
         from openai import AsyncOpenAI
 
-        return AsyncOpenAI(base_url=self._url, api_key=self._key, max_retries=_RETRIES)
+        client = AsyncOpenAI(base_url=self._url, api_key=self._key, max_retries=_RETRIES)
+        _ = client.chat.completions  # imported when it is first looked at
+        return client
 
     async def answer(self, messages: Sequence[Message], sampling: Sampling) -> AsyncGenerator[str]:
         """The answer to the last message, in pieces as the endpoint sends them; closing the iterator ends its request.

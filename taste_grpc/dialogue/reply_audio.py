@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from taste_grpc.audio import MAX_CLIP_MS, MIN_CLIP_MS, Encoding, Waveform, decode_clip, resample
+from taste_grpc.audio import MAX_CHANNELS, Encoding, Waveform, decode_clip, resample
 from taste_grpc.audio.container import container_of
 from taste_grpc.audio.waveform import Float32Array
 from taste_grpc.errors import InvalidInputError, InvalidTypeError, type_name
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     """A tensor or an array of samples, the path or the bytes of a WAV, FLAC, Ogg Opus or MP3 file, or a clip."""
 
 FIELD = "audio_data"
-_MAX_CHANNELS = 2
 _ENCODINGS = {"WAV": Encoding.WAV, "FLAC": Encoding.FLAC, "OGG": Encoding.OGG_OPUS, "MP3": Encoding.MP3}
 
 
@@ -78,8 +77,7 @@ def _raw(samples: npt.NDArray[Any], sampling_rate: int) -> Waveform:
     else:
         raise InvalidInputError(FIELD, f"has samples of type {frames.dtype}; float and int16 are allowed")
     try:
-        limits = {"min_ms": MIN_CLIP_MS, "max_ms": MAX_CLIP_MS}
-        return decode_clip(data, encoding, sampling_rate, frames.shape[1], **limits)
+        return decode_clip(data, encoding, sampling_rate, frames.shape[1])
     except InvalidInputError as error:
         field = "sampling_rate" if error.field.endswith("sample_rate_hz") else FIELD
         raise InvalidInputError(field, error.description) from error
@@ -89,8 +87,8 @@ def _frames(samples: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """`[T, channels]`."""
     if samples.ndim == 1:
         return samples[:, None]
-    if samples.ndim == 2 and samples.shape[0] <= _MAX_CHANNELS < samples.shape[1]:
+    if samples.ndim == 2 and samples.shape[0] <= MAX_CHANNELS < samples.shape[1]:
         return samples.T
-    if samples.ndim == 2 and 1 <= samples.shape[1] <= _MAX_CHANNELS:
+    if samples.ndim == 2 and 1 <= samples.shape[1] <= MAX_CHANNELS:
         return samples
     raise InvalidInputError(FIELD, f"has shape {list(samples.shape)}; one clip of one or two channels is expected")

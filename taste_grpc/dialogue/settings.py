@@ -46,5 +46,4 @@ class DialogueSettings:
 
     def with_options(self, options: Options) -> DialogueSettings:
         """These, with what `options` gives in their place."""
-        given = {name: value for name, value in vars(options).items() if value is not None}
-        return replace(self, **given)
+        return replace(self, **options.given)

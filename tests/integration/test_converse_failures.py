@@ -73,7 +73,7 @@ def odd() -> Iterator[Endpoint]:
 
 @pytest.fixture(scope="module")
 def server(odd: Endpoint) -> Iterator[Served]:
-    limits = {"llm_first_token_timeout_s": 0.5, "llm_timeout_s": 1.0, "tts_timeout_s": 1.0}
+    limits = {"llm_first_token_timeout_s": 2.0, "llm_timeout_s": 3.0, "tts_timeout_s": 1.0}
     with conversing(f"{odd.url}/asked", **limits) as running:
         yield running
 
@@ -87,8 +87,8 @@ async def until_gone(odd: Endpoint) -> None:
 @pytest.mark.parametrize(
     ("how", "phases", "message"),
     [
-        ("silent", ["THINKING", "ERROR"], "the language model took longer than 0.5 s for its first token"),
-        ("stalls", ["THINKING", "RESPONDING", "ERROR"], "the language model took longer than 1 s for its answer"),
+        ("silent", ["THINKING", "ERROR"], "the language model took longer than 2 s for its first token"),
+        ("stalls", ["THINKING", "RESPONDING", "ERROR"], "the language model took longer than 3 s for its answer"),
     ],
 )
 async def test_a_language_model_that_stalls_fails_its_turn_and_no_more(
@@ -105,12 +105,15 @@ async def test_a_language_model_that_stalls_fails_its_turn_and_no_more(
         await settled(server, before)
 
 
-async def test_a_language_model_that_fails_costs_a_turn(server: Served) -> None:
-    async with talking(server.address) as talk:
-        for turn, (how, phrase) in enumerate((("500", "no luck"), ("complains", "out of memory"), ("page", "no chat"))):
-            error = await fails(talk, turn, how)
-            assert error.code == dialogue_pb2.CONVERSE_ERROR_CODE_LLM_FAIL
-            assert phrase in error.message
+async def test_a_language_model_that_fails_costs_a_turn(odd: Endpoint) -> None:
+    with conversing(f"{odd.url}/asked") as server:  # which takes its time: what fails is tried again
+        async with talking(server.address) as talk:
+            for turn, (how, phrase) in enumerate(
+                (("500", "no luck"), ("complains", "out of memory"), ("page", "no chat"))
+            ):
+                error = await fails(talk, turn, how)
+                assert error.code == dialogue_pb2.CONVERSE_ERROR_CODE_LLM_FAIL
+                assert phrase in error.message
 
 
 async def test_a_voice_that_hangs_and_dies_costs_phrases_and_not_the_conversation(server: Served) -> None:
