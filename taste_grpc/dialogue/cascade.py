@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from taste_grpc.audio.waveform import Float32Array
 from taste_grpc.dialogue.answer import AnswerError, AnswerSink, Question
+from taste_grpc.dialogue.answer_time import AnswerTime
 from taste_grpc.dialogue.events import ErrorCode, VoiceChoice
 from taste_grpc.dialogue.language_model import LanguageModel, Sampling
 from taste_grpc.dialogue.phrase_cutter import PhraseCutter
@@ -101,28 +102,25 @@ class Cascade:
     ) -> AsyncGenerator[str]:
         """The pieces, each waited for no longer than it may take; a phrase that waits too long for its end is cut."""
         settings = self._settings
-        total, first = TimeBudget(settings.llm_timeout_s), TimeBudget(settings.llm_first_token_timeout_s)
-        budget, what = min((first, "its first token"), (total, "its answer"), key=lambda limit: limit[0].left_s)
+        allowed = AnswerTime(
+            "the language model",
+            first_token_s=settings.llm_first_token_timeout_s,
+            total_s=settings.llm_timeout_s,
+        )
         while True:
             piece_task = asyncio.ensure_future(anext(pieces, None))
             try:
-                while not await budget.spend(_done(piece_task, cutter.due_in_s)):
+                while not await allowed.spend(_done(piece_task, cutter.due_in_s)):
                     phrase = cutter.cut_at_gap()
                     if phrase:
                         await hand_over.put(phrase)
-            except TimeoutError:
-                limit_s = settings.llm_timeout_s if budget is total else settings.llm_first_token_timeout_s
-                message = f"the language model took longer than {limit_s:g} s for {what}"
-                raise AnswerError(ErrorCode.LLM_TIMEOUT, message) from None
             finally:
                 await _cancelled(piece_task)
             piece = piece_task.result()
             if piece is None:
                 return
+            allowed.has_begun()
             yield piece
-            if budget is first:
-                total = TimeBudget(settings.llm_timeout_s - settings.llm_first_token_timeout_s + first.left_s)
-            budget, what = total, "its answer"
 
     async def _speak(self, sink: AnswerSink, phrases: asyncio.Queue[str | None]) -> None:
         index = 0

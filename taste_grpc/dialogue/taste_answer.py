@@ -12,9 +12,9 @@ import numpy as np
 from taste_grpc.audio import MAX_CLIP_MS, Waveform
 from taste_grpc.audio.waveform import Float32Array
 from taste_grpc.dialogue.answer import AnswerError, AnswerSink, Question
+from taste_grpc.dialogue.answer_time import AnswerTime
 from taste_grpc.dialogue.cascade import CascadeSettings
 from taste_grpc.dialogue.events import ErrorCode, VoiceChoice
-from taste_grpc.dialogue.time_budget import TimeBudget
 from taste_grpc.engine.protocol import (
     DetokenizeConfig,
     Engine,
@@ -105,19 +105,17 @@ class TasteAnswerer:
     async def _results(self, question: Question) -> AsyncGenerator[GenerateResult]:
         """What is generated, each result waited for no longer than it may take; hearing the question counts too."""
         settings = self._settings
-        first_s = min(settings.llm_first_token_timeout_s, settings.llm_timeout_s)
-        first = budget = TimeBudget(first_s)
-        try:
-            request = await budget.spend(self._request(question))
-            async with aclosing(self._engine.generate(request)) as results:
-                while (result := await budget.spend(anext(results, None))) is not None:
-                    if budget is first and result.text:
-                        budget = TimeBudget(settings.llm_timeout_s - first_s + first.left_s)
-                    yield result
-        except TimeoutError:
-            limit_s, what = (first_s, "its first token") if budget is first else (settings.llm_timeout_s, "its answer")
-            message = f"the TASTE model took longer than {limit_s:g} s for {what}"
-            raise AnswerError(ErrorCode.LLM_TIMEOUT, message) from None
+        allowed = AnswerTime(
+            "the TASTE model",
+            first_token_s=settings.llm_first_token_timeout_s,
+            total_s=settings.llm_timeout_s,
+        )
+        request = await allowed.spend(self._request(question))
+        async with aclosing(self._engine.generate(request)) as results:
+            while (result := await allowed.spend(anext(results, None))) is not None:
+                if result.text:
+                    allowed.has_begun()
+                yield result
 
     async def _request(self, question: Question) -> GenerateRequest:
         *before, asked = question.messages

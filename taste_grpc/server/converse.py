@@ -90,7 +90,9 @@ class ConverseCalls:
 
     async def _next(self, requests: Requests) -> dialogue_pb2.ConverseRequest | None:
         """The client's next message, None after the last one. Raises InvalidInputError, IdleError."""
-        request = await in_time(anext(requests, None), self._limits.max_idle_ms, "for the next message of the call")
+        idle_ms = self._limits.max_idle_ms
+        message = f"the server waited {idle_ms} ms for the next message of the call"
+        request = await in_time(anext(requests, None), idle_ms, message)
         limit = self._limits.max_converse_message_bytes
         if request is not None and request.ByteSize() > limit:
             raise InvalidInputError("event", f"the message has {request.ByteSize()} bytes; at most {limit} are allowed")

@@ -111,14 +111,16 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
     async def _send(self, responses: AsyncGenerator[Any], context: Any) -> None:
         write, clock = context.write, time.monotonic
-        async with Patience(self._max_idle_ms, "for the caller to read") as patience, aclosing(responses):
+        message = f"the server waited {self._max_idle_ms} ms for the caller to read"
+        async with Patience(self._max_idle_ms, message) as patience, aclosing(responses):
             async for response in responses:
                 patience.since = clock()
                 await write(response)
                 patience.since = None
 
     async def _only_request(self, context: Any) -> Any:
-        request = await in_time(context.read(), self._max_idle_ms, "for the request of the call")
+        message = f"the server waited {self._max_idle_ms} ms for the request of the call"
+        request = await in_time(context.read(), self._max_idle_ms, message)
         if request is grpc.aio.EOF:
             raise InvalidInputError("", "the call ended before its request")
         return _checked(request)

@@ -13,8 +13,8 @@ from taste_grpc.errors import IdleError
 T = TypeVar("T")
 
 
-async def in_time(waiting: Awaitable[T], limit_ms: int, what: str) -> T:
-    """The result of `waiting`, which is cancelled after `limit_ms`. Raises IdleError then, which says `what` for."""
+async def in_time(waiting: Awaitable[T], limit_ms: int, message: str) -> T:
+    """The result of `waiting`, which is cancelled after `limit_ms`. Raises IdleError with `message` then."""
     limit = asyncio.timeout(limit_ms / 1000)
     try:
         async with limit:
@@ -22,7 +22,7 @@ async def in_time(waiting: Awaitable[T], limit_ms: int, what: str) -> T:
     except TimeoutError:
         if not limit.expired():
             raise
-        raise IdleError(f"the server waited {limit_ms} ms {what}") from None
+        raise IdleError(message) from None
 
 
 class Patience:
@@ -33,12 +33,12 @@ class Patience:
 
     Args:
         limit_ms: the longest wait.
-        what: is waited for, for the message.
+        message: of the error.
     """
 
-    def __init__(self, limit_ms: int, what: str) -> None:
+    def __init__(self, limit_ms: int, message: str) -> None:
         self.since: float | None = None
-        self._limit_ms, self._what = limit_ms, what
+        self._limit_ms, self._message = limit_ms, message
         self._loop = asyncio.get_running_loop()
         self._timeout = asyncio.timeout(None)
         self._timer = self._loop.call_later(limit_ms / 1000, self._look)
@@ -54,7 +54,7 @@ class Patience:
         try:
             await self._timeout.__aexit__(kind, error, trace)
         except TimeoutError:
-            raise IdleError(f"the server waited {self._limit_ms} ms {self._what}") from None
+            raise IdleError(self._message) from None
 
     def _look(self) -> None:
         now = time.monotonic()

@@ -130,11 +130,12 @@ class TasteService(taste_pb2_grpc.TasteServiceServicer):
         self, requests: AsyncIterator[taste_pb2.DetokenizeRequest]
     ) -> taste_pb2.DetokenizeRequest | None:
         """The caller's next message, None after the last one. Raises IdleError when it does not come in time."""
-        what = (
-            "for the next message of the call; half-close after the last one, "
+        idle_ms = self._limits.max_idle_ms
+        message = (
+            f"the server waited {idle_ms} ms for the next message of the call; half-close after the last one, "
             "and go on in a new call with the resume state of the last segment"
         )
-        return await in_time(anext(requests, None), self._limits.max_idle_ms, what)
+        return await in_time(anext(requests, None), idle_ms, message)
 
     async def _segments(
         self, requests: AsyncIterator[taste_pb2.DetokenizeRequest], validator: RequestValidator
