@@ -210,10 +210,10 @@ async def test_who_never_starts_is_shown_out(live: LiveGateway, monkeypatch: pyt
 
 
 async def test_a_conversation_in_which_nothing_happens_ends() -> None:
-    async with live_gateway(limits={"max_idle_ms": 400}) as live, live.talking() as client:
+    async with live_gateway(limits={"max_idle_ms": 1_500}) as live, live.talking() as client:
         session = live.session
         for _ in range(8):  # longer than it may be idle, and never idle
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.25)
             await client.mark()
         messages, code = await client.rest()
         assert ([message["type"] for message in messages], code) == (["info"], 1008)

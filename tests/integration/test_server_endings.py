@@ -104,7 +104,7 @@ async def test_deadline_ends_the_model_work(method, caplog):
     engine.held.clear()
     async with live_server(engine) as live:
         with pytest.raises(grpc.aio.AioRpcError) as failed:
-            await result(start(live, method, timeout=0.3), method)
+            await result(start(live, method, timeout=1.0), method)
         assert failed.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
         await until(lambda: engine.running == 0 and engine.events[method.lower()] == 1)
         await until(lambda: logged(caplog, "DEADLINE_EXCEEDED"))
@@ -195,7 +195,7 @@ async def test_a_call_that_ends_without_its_request_is_refused(method):
 async def test_a_caller_that_keeps_the_server_waiting_is_let_go(sent, caplog):
     """Without a message, with the config alone, and after a segment."""
     engine = RecordingEngine()
-    async with live_server(engine, limits={"max_idle_ms": 60}) as live:
+    async with live_server(engine, limits={"max_idle_ms": 400}) as live:
         before = tasks()
         call = live.stub.Detokenize()
         await written(call, messages.detokenize_requests(1)[:sent])
@@ -203,7 +203,7 @@ async def test_a_caller_that_keeps_the_server_waiting_is_let_go(sent, caplog):
             await read_all(call)
         failure = read_failure(ended.value)
         assert (failure.code, failure.reason) == (grpc.StatusCode.DEADLINE_EXCEEDED, "ERROR_REASON_IDLE")
-        assert "60 ms" in failure.message
+        assert "400 ms" in failure.message
         await until(lambda: engine.running == 0 and live.server._gate.active == 0)
         await until(lambda: tasks() <= before)
         assert engine.events["detokenize:begin"] == min(sent, 1)
@@ -375,6 +375,6 @@ async def test_a_second_signal_cuts_the_grace_short():
             await live.stub.Tokenize(messages.tokenize_request())
         assert not stopping.done()
         hurry.set()
-        async with asyncio.timeout(8):
+        async with asyncio.timeout(30):
             await stopping
         call.cancel()

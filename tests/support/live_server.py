@@ -110,7 +110,7 @@ def _web(make: type[Gateway], settings: Settings, door: Any, authenticate: Any, 
     return make(door, settings, authenticate, is_serving)
 
 
-async def until(condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
+async def until(condition: Callable[[], bool], timeout_s: float = 30.0) -> None:
     """Wait until `condition` holds; fails with a timeout when it never does."""
     async with asyncio.timeout(timeout_s):
         while not condition():

@@ -267,7 +267,7 @@ class Client:
 
     async def until(self, condition: Callable[[], object]) -> None:
         """Wait until `condition`, which depends on the events."""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while not condition():
                 self._came.clear()
                 await self._came.wait()
@@ -284,7 +284,7 @@ class Client:
 
     async def finished(self) -> None:
         """Wait until the conversation has ended and all was read."""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             await asyncio.wait([self._reader])
         await self._reader
 
@@ -365,6 +365,6 @@ def time_passes(seconds: float) -> None:
 
 async def until(condition: Callable[[], object]) -> None:
     """Wait until `condition`, which something on the loop or on a thread brings about."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while not condition():
             await asyncio.sleep(0.001)

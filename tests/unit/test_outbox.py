@@ -26,11 +26,11 @@ class Reader:
         self._events = outbox.events()
 
     async def read(self, count: int) -> list[ServerEvent]:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             return [await anext(self._events) for _ in range(count)]
 
     async def rest(self) -> list[ServerEvent]:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             return [event async for event in self._events]
 
     async def aclose(self) -> None:

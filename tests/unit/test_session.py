@@ -647,7 +647,7 @@ async def test_a_recogniser_that_fails() -> None:
 async def test_a_recogniser_that_takes_too_long() -> None:
     scripts = Scripts()
     scripts.transcriber.held.clear()
-    client = await failing_turn(scripts, ErrorCode.ASR_TIMEOUT, "longer than 0.05 s", asr_timeout_s=0.05)
+    client = await failing_turn(scripts, ErrorCode.ASR_TIMEOUT, "longer than 0.3 s", asr_timeout_s=0.3)
     assert turn_phases(client, 0) == ["capturing", "thinking", "error", "idle"]
 
 
@@ -670,9 +670,9 @@ async def test_a_model_that_says_nothing(steps: list[str]) -> None:
 
 
 async def test_a_model_that_takes_too_long() -> None:
-    scripts = Scripts(cascade=CascadeSettings(llm_first_token_timeout_s=0.05))
+    scripts = Scripts(cascade=CascadeSettings(llm_first_token_timeout_s=0.3))
     scripts.model.steps = [asyncio.Event()]
-    await failing_turn(scripts, ErrorCode.LLM_TIMEOUT, "0.05 s for its first token")
+    await failing_turn(scripts, ErrorCode.LLM_TIMEOUT, "0.3 s for its first token")
 
 
 async def test_a_phrase_that_cannot_be_spoken_is_told_and_the_answer_is_whole() -> None:

@@ -68,7 +68,7 @@ class Sink:
 
 async def answered(engine: Converser, question: Question = TYPED, **settings: float) -> Sink:
     sink = Sink()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await TasteAnswerer(engine, SPEAKER, CascadeSettings(**settings)).answer(question, sink)
     return sink
 
