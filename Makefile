@@ -22,7 +22,7 @@ run: $(VENV)/.run-installed ## Start a server, send it a recording, save what co
 	@$(BIN)/python -m taste_grpc.demo
 
 test: $(VENV)/.dev-installed ## Run the tests
-	@$(BIN)/python -m pytest -m 'not slow' -n $(TEST_WORKERS) --dist loadfile $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -m 'not slow' -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 fuzz: $(VENV)/.dev-installed ## Send the server FUZZ_EXAMPLES (20,000) made-up requests; FUZZ_SEED repeats a run
 	@seed=$${FUZZ_SEED:-$$(date +%s)}; echo "FUZZ_SEED=$$seed"; \

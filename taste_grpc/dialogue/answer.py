@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from taste_grpc.audio.waveform import Float32Array
 from taste_grpc.dialogue.events import ErrorCode, VoiceChoice
@@ -35,6 +36,16 @@ class Question:
     voice: VoiceChoice
     max_new_tokens: int
     samples: Float32Array | None = None
+
+
+async def side_by_side(writing: Coroutine[Any, Any, None], speaking: Coroutine[Any, Any, None]) -> None:
+    """Write an answer and speak it at the same time; when one of the two fails, the other ends, and that is raised."""
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(writing, name="write-answer")
+            tasks.create_task(speaking, name="speak-answer")
+    except ExceptionGroup as group:
+        raise group.exceptions[0] from None
 
 
 class AnswerSink(Protocol):

@@ -9,7 +9,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 
 from taste_grpc.audio.waveform import Float32Array
-from taste_grpc.dialogue.answer import AnswerError, AnswerSink, Question
+from taste_grpc.dialogue.answer import AnswerError, AnswerSink, Question, side_by_side
 from taste_grpc.dialogue.answer_time import AnswerTime
 from taste_grpc.dialogue.events import ErrorCode, VoiceChoice
 from taste_grpc.dialogue.language_model import LanguageModel, Sampling
@@ -69,12 +69,7 @@ class Cascade:
     async def answer(self, question: Question, sink: AnswerSink) -> None:
         """Give the whole answer to `sink`. Raises AnswerError."""
         phrases: asyncio.Queue[str | None] = asyncio.Queue(self._settings.max_pending_phrases)
-        try:
-            async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._write(question, sink, phrases), name="write-answer")
-                tasks.create_task(self._speak(sink, phrases), name="speak-answer")
-        except ExceptionGroup as group:
-            raise group.exceptions[0] from None
+        await side_by_side(self._write(question, sink, phrases), self._speak(sink, phrases))
 
     async def _write(self, question: Question, sink: AnswerSink, phrases: asyncio.Queue[str | None]) -> None:
         cutter = PhraseCutter(clock=self._clock)

@@ -11,7 +11,7 @@ import numpy as np
 
 from taste_grpc.audio import MAX_CLIP_MS, Waveform
 from taste_grpc.audio.waveform import Float32Array
-from taste_grpc.dialogue.answer import AnswerError, AnswerSink, Question
+from taste_grpc.dialogue.answer import AnswerError, AnswerSink, Question, side_by_side
 from taste_grpc.dialogue.answer_time import AnswerTime
 from taste_grpc.dialogue.cascade import CascadeSettings
 from taste_grpc.dialogue.events import ErrorCode, VoiceChoice
@@ -80,12 +80,7 @@ class TasteAnswerer:
     async def answer(self, question: Question, sink: AnswerSink) -> None:
         """Give the whole answer to `sink`. Raises AnswerError."""
         phrases: asyncio.Queue[_Phrase | None] = asyncio.Queue(self._settings.max_pending_phrases)
-        try:
-            async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._write(question, sink, phrases), name="write-answer")
-                tasks.create_task(self._speak(question, sink, phrases), name="speak-answer")
-        except ExceptionGroup as group:
-            raise group.exceptions[0] from None
+        await side_by_side(self._write(question, sink, phrases), self._speak(question, sink, phrases))
 
     async def _write(self, question: Question, sink: AnswerSink, phrases: asyncio.Queue[_Phrase | None]) -> None:
         waiting: list[GenerateResult] = []
