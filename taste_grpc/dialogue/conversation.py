@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -122,6 +123,7 @@ class Conversation:
         self._phases = TurnPhases()
         self._taking = TurnTaking(TurnTakingSettings(silence_ms=self._settings.vad_silence_ms))
         self._pre_roll = PreRoll()
+        self._heard_ms = 0.0  # audio that has come in, also what waits until the turn before is understood
         self._turn: Turn | None = None
         self._credit_ms: int | None = None
         self._input_ended = False
@@ -147,6 +149,7 @@ class Conversation:
     def hear(self, frames: Sequence[Frame], received_bytes: int) -> None:
         """Take in microphone audio, which came as so many bytes."""
         for frame in frames:
+            self._heard_ms += self._frame_ms
             self._hear(frame)
         turn = self._turn
         if turn is not None and self.phase is Phase.CAPTURING:
@@ -156,6 +159,8 @@ class Conversation:
 
     def stop(self) -> None:
         """The person has finished. Too late for an answer that is being given: a silence was faster."""
+        if self._turn is not None and self._is_being_understood(self._turn):
+            self._keep(self._turn, None)
         if self.phase is Phase.IDLE:
             if self._taking.run_began_ms is None:
                 self._nothing_said()
@@ -171,6 +176,7 @@ class Conversation:
         if turn is None:
             self._notice(NOTHING_TO_CANCEL)
             return
+        self._pass_over(turn)
         self._taking.end(until_silence=True)
         self._abandon(turn)
         self._outbox.drop_speech()
@@ -181,6 +187,7 @@ class Conversation:
         """A typed turn. It interrupts an answer that is being made, and takes the place of one that is spoken."""
         turn = self._turn
         if turn is not None and turn.question is None:
+            self._pass_over(turn)
             self._taking.end(until_silence=True)
             self._abandon(turn)
             self._notice(TYPED_INSTEAD)
@@ -238,9 +245,12 @@ class Conversation:
     # --- listening ------------------------------------------------------------------------------------------
 
     def _hear(self, frame: Frame) -> None:
+        turn = self._turn
+        if turn is not None and self._is_being_understood(turn):
+            self._keep(turn, frame)
+            return
         began_ms = self._taking.now_ms
         change = self._taking.push(frame.is_speech, self._frame_ms)
-        turn = self._turn
         if turn is not None and self.phase is Phase.CAPTURING:
             self._capture(turn, frame, change if isinstance(change, SpeechEnded) else None)
             return
@@ -260,10 +270,41 @@ class Conversation:
         elif turn.transcription.recording.ms >= self._settings.max_utterance_ms:
             self._overrun(turn, f"longer than {self._settings.max_utterance_ms} ms")
 
+    def _is_being_understood(self, turn: Turn) -> bool:
+        """Whether the transcript is waited for. What is said meanwhile counts afterwards, as what came before has to be
+        understood first."""
+        return turn.question is None and self.phase is Phase.THINKING
+
+    def _keep(self, turn: Turn, frame: Frame | None) -> None:
+        """Put a frame, or a stop, aside until `turn` is understood; no more than the longest turn holds."""
+        turn.meanwhile.append(frame)
+        if len(turn.meanwhile) * self._frame_ms > self._settings.max_utterance_ms:
+            self._pass_over(turn, 1)
+            if self._taking.run_began_ms is not None:
+                self._taking.end(until_silence=True)  # words without their beginning say nothing
+
+    def _catch_up(self, turn: Turn) -> None:
+        """Take in what was said while `turn` was being understood."""
+        came, turn.meanwhile = turn.meanwhile, deque()
+        for frame in came:
+            if frame is not None:
+                self._hear(frame)
+            elif self._taking.run_began_ms is not None:
+                self.stop()
+        if self._input_ended and self.phase is Phase.CAPTURING:
+            self.stop()
+
+    def _pass_over(self, turn: Turn, count: int | None = None) -> None:
+        """Of what was said meanwhile, let the oldest `count` frames, or all, go by without a turn."""
+        for _ in range(len(turn.meanwhile) if count is None else count):
+            frame = turn.meanwhile.popleft()
+            if frame is not None:
+                self._taking.push(frame.is_speech, self._frame_ms)
+
     def _is_barge_in(self, turn: Turn) -> bool:
-        """Whether the person speaks, and not only makes a noise. What they said before has to be understood first."""
+        """Whether the person speaks, and not only makes a noise."""
         settings, taking = self._settings, self._taking
-        if not settings.barge_in or turn.question is None or taking.run_began_ms is None:
+        if not settings.barge_in or taking.run_began_ms is None:
             return False
         return taking.burst_ms >= settings.barge_in_ms
 
@@ -312,14 +353,16 @@ class Conversation:
         try:
             if turn.question is None:
                 turn.question = await self._understand(turn)
-            if turn.question.strip():
-                await self._respond(turn)
-            else:
+            if not turn.question.strip():
                 self._notice(NOTHING_HEARD)
                 self._finish(turn, Phase.COMPLETE, "empty")
+            self._catch_up(turn)
+            if self._turn is turn:
+                await self._respond(turn)
         except AnswerError as error:
             if self._turn is turn:  # of one that was given up nobody wants to know
                 self._failed(turn, error)
+                self._catch_up(turn)
         except asyncio.CancelledError:
             if self._turn is turn:  # nobody gave it up: a part has ended under it
                 log_event(logger, logging.ERROR, "turn was cut off", session=self._name)
@@ -464,4 +507,4 @@ class Conversation:
 
     def _moment(self, at_ms: float) -> float:
         """When the audio at `at_ms` came in, for a microphone that sends as it hears."""
-        return self._clock() - (self._taking.now_ms - at_ms) / 1000
+        return self._clock() - (self._heard_ms - at_ms) / 1000

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from collections import deque
+from dataclasses import dataclass, field
 from typing import Any
 
 from taste_grpc.dialogue.delivery import Delivery
+from taste_grpc.dialogue.ear import Frame
 from taste_grpc.dialogue.metrics import TurnTimes
 from taste_grpc.dialogue.playback import Heard
 from taste_grpc.dialogue.transcription import Transcription
@@ -26,6 +28,7 @@ class Turn:
         delivery: the answer's way out; None until there is an answer.
         is_sent: whether all of the answer has gone out.
         task: gets the transcript and the answer; None while the person speaks.
+        meanwhile: what came of the microphone while the turn was being understood; None where the client said stop.
     """
 
     number: int
@@ -37,6 +40,7 @@ class Turn:
     delivery: Delivery | None = None
     is_sent: bool = False
     task: asyncio.Task[None] | None = None
+    meanwhile: deque[Frame | None] = field(default_factory=deque)
 
     def heard(self) -> Heard:
         """What of the answer was heard by now."""

@@ -532,6 +532,113 @@ async def test_what_is_said_while_the_words_before_are_being_understood_is_not_l
     check(client)
 
 
+async def understanding(client: Client, scripts: Scripts) -> None:
+    """The recogniser is at the words of the first turn, and stays there until `transcriber.held` is set."""
+    scripts.transcriber.held.clear()
+    await client.speak("#" * 10)
+    await client.send(Stop())
+    await client.phase(Phase.THINKING)
+
+
+@pytest.mark.parametrize("ends", ["silence", "stop", "half-close"])
+async def test_words_that_end_while_those_before_are_being_understood_are_a_turn(ends: str) -> None:
+    scripts = Scripts()
+    scripts.transcriber.text = lambda ms: "my friend" if ms > 600 else "hello there"
+    async with talking(scripts) as client:
+        await understanding(client, scripts)
+        await client.speak("." * 10 + "#" * 20)
+        if ends == "silence":
+            await client.speak("." * 30)
+        elif ends == "stop":
+            await client.send(Stop())
+        else:
+            client.session.end_input()
+        await client.send(Mark("heard"))
+        await client.until(lambda: client.of(MarkReached))
+        assert client.session.phase is Phase.THINKING
+        scripts.transcriber.held.set()
+        await client.idle(2)
+        assert client.session.is_over == (ends == "half-close")
+    assert [final.text for final in client.of(FinalTranscript)] == ["hello there", "my friend"]
+    assert turn_phases(client, 0) == ["capturing", "thinking", "complete", "idle"]
+    assert turn_phases(client, 1) == SPOKEN
+    assert scripts.model.asked[-1][-1] == Message("user", "hello there\nmy friend")
+    if ends == "silence":
+        assert client.of(TurnMetrics)[1].response_ms >= 30 * FRAME_MS, "counted from the end of the words"
+    check(client)
+
+
+@pytest.mark.parametrize("first", ["", SpeechError("no ears")])
+async def test_words_after_some_that_were_not_understood_are_a_turn(first: str | Exception) -> None:
+    scripts = Scripts()
+    async with talking(scripts) as client:
+        await understanding(client, scripts)
+        await client.speak("." * 10 + "#" * 20 + "." * 30)
+        await client.send(Mark("heard"))
+        await client.until(lambda: client.of(MarkReached))
+        if isinstance(first, str):
+            scripts.transcriber.text = lambda ms: "my friend" if ms > 600 else first
+        else:
+            scripts.transcriber.failures = [first, first]  # of the pause, and of the whole
+        scripts.transcriber.held.set()
+        await client.idle(2)
+    assert [final.text for final in client.of(FinalTranscript)] == ["hello there" if first else "my friend"]
+    assert turn_phases(client, 1) == SPOKEN
+    check(client)
+
+
+async def test_a_stop_without_words_while_those_before_are_being_understood_is_no_turn() -> None:
+    scripts = Scripts()
+    scripts.transcriber.text = ""
+    async with talking(scripts) as client:
+        await understanding(client, scripts)
+        await client.speak("." * 10)
+        await client.send(Stop(), Mark("heard"))
+        await client.until(lambda: client.of(MarkReached))
+        scripts.transcriber.held.set()
+        await client.idle()
+        await client.send(Mark("after"))
+        await client.until(lambda: len(client.of(MarkReached)) == 2)
+        assert client.session.turns == 1
+    check(client)
+
+
+@pytest.mark.parametrize("how", [Cancel(), TextTurn("Never mind")])
+async def test_words_before_a_cancel_or_a_typed_turn_are_not_meant(how: Cancel | TextTurn) -> None:
+    scripts = Scripts()
+    async with talking(scripts) as client:
+        await understanding(client, scripts)
+        await client.speak("." * 30 + "#" * 20)  # and still speaks
+        await client.send(how, Mark("done"))
+        await client.until(lambda: client.of(MarkReached))
+        scripts.transcriber.held.set()
+        turns = 1 if isinstance(how, Cancel) else 2
+        await client.idle(turns)
+        await client.speak("#" * 20)
+        await client.send(Mark("heard"))
+        await client.until(lambda: len(client.of(MarkReached)) == 2)
+        assert client.session.phase is Phase.IDLE
+        await client.speak("." * 15 + "#" * 10)
+        await client.phase(Phase.CAPTURING, turns)
+    check(client)
+
+
+async def test_no_more_than_a_longest_turn_is_kept_of_what_is_said_meanwhile() -> None:
+    scripts = Scripts()
+    scripts.model.steps = [asyncio.Event()]
+    async with talking(scripts, max_utterance_ms=1_000) as client:
+        await understanding(client, scripts)
+        await client.speak("#" * 40 + "." * 40)  # of which only silence is left
+        await client.send(*[Stop()] * 100)
+        await client.send(Mark("heard"))
+        await client.until(lambda: client.of(MarkReached))
+        scripts.transcriber.held.set()
+        await until(lambda: scripts.model.open)
+        assert client.session.phase is Phase.THINKING
+        assert client.of(Interrupted) == []
+    check(client)
+
+
 # --- typed turns in every phase ------------------------------------------------------------------------------
 
 
