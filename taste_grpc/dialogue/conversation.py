@@ -43,6 +43,9 @@ logger = logging.getLogger(__name__)
 NOTHING_HEARD = "no words were heard"
 NOTHING_TO_CANCEL = "there is no turn to cancel"
 TYPED_INSTEAD = "the spoken turn was given up for a typed one"
+NOT_KEPT = "what was said while the words before were being transcribed was too long to be kept"
+MOST_KEPT_MS = 60_000.0
+"""Microphone audio that may wait until the words before it are understood."""
 
 
 def fault_of_the_server(name: str) -> str:
@@ -123,6 +126,7 @@ class Conversation:
         self._phases = TurnPhases()
         self._taking = TurnTaking(TurnTakingSettings(silence_ms=self._settings.vad_silence_ms))
         self._pre_roll = PreRoll()
+        self._heard_at = clock()  # when audio came in
         self._heard_ms = 0.0  # audio that has come in, also what waits until the turn before is understood
         self._turn: Turn | None = None
         self._credit_ms: int | None = None
@@ -148,6 +152,7 @@ class Conversation:
 
     def hear(self, frames: Sequence[Frame], received_bytes: int) -> None:
         """Take in microphone audio, which came as so many bytes."""
+        self._heard_at = self._clock()
         for frame in frames:
             self._heard_ms += self._frame_ms
             self._hear(frame)
@@ -276,12 +281,13 @@ class Conversation:
         return turn.question is None and self.phase is Phase.THINKING
 
     def _keep(self, turn: Turn, frame: Frame | None) -> None:
-        """Put a frame, or a stop, aside until `turn` is understood; no more than the longest turn holds."""
+        """Put a frame, or a stop, aside until `turn` is understood."""
         turn.meanwhile.append(frame)
-        if len(turn.meanwhile) * self._frame_ms > self._settings.max_utterance_ms:
+        if len(turn.meanwhile) * self._frame_ms > MOST_KEPT_MS:
             self._pass_over(turn, 1)
             if self._taking.run_began_ms is not None:
                 self._taking.end(until_silence=True)  # words without their beginning say nothing
+                self._notice(NOT_KEPT)
 
     def _catch_up(self, turn: Turn) -> None:
         """Take in what was said while `turn` was being understood."""
@@ -289,7 +295,7 @@ class Conversation:
         for frame in came:
             if frame is not None:
                 self._hear(frame)
-            elif self._taking.run_began_ms is not None:
+            elif self._taking.run_began_ms is not None or not self.is_idle:
                 self.stop()
         if self._input_ended and self.phase is Phase.CAPTURING:
             self.stop()
@@ -507,4 +513,4 @@ class Conversation:
 
     def _moment(self, at_ms: float) -> float:
         """When the audio at `at_ms` came in, for a microphone that sends as it hears."""
-        return self._clock() - (self._heard_ms - at_ms) / 1000
+        return self._heard_at - (self._heard_ms - at_ms) / 1000

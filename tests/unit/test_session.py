@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import time
 from itertools import pairwise
 
 import numpy as np
@@ -20,7 +21,7 @@ from taste_grpc.dialogue import (
     Phase,
     Question,
 )
-from taste_grpc.dialogue.conversation import NOTHING_HEARD, NOTHING_TO_CANCEL, TYPED_INSTEAD
+from taste_grpc.dialogue.conversation import MOST_KEPT_MS, NOT_KEPT, NOTHING_HEARD, NOTHING_TO_CANCEL, TYPED_INSTEAD
 from taste_grpc.dialogue.events import (
     AudioIn,
     Cancel,
@@ -623,19 +624,56 @@ async def test_words_before_a_cancel_or_a_typed_turn_are_not_meant(how: Cancel |
     check(client)
 
 
-async def test_no_more_than_a_longest_turn_is_kept_of_what_is_said_meanwhile() -> None:
+@pytest.mark.parametrize("first_end", ["stop", "silence"])
+async def test_each_of_several_turns_that_wait_for_the_recogniser_ends_as_it_did(first_end: str) -> None:
+    scripts = Scripts()
+    async with talking(scripts) as client:
+        await understanding(client, scripts)
+        await client.speak("." * 10 + "#" * 20)
+        if first_end == "stop":
+            await client.send(Stop())
+        await client.speak("." * 30 + "#" * 20)
+        await client.send(Stop(), Mark("heard"))  # and nothing more comes of the microphone
+        await client.until(lambda: client.of(MarkReached))
+        scripts.transcriber.held.set()
+        await client.idle(3)
+    assert len(client.of(FinalTranscript)) == 3
+    assert turn_phases(client, 2) == SPOKEN
+    check(client)
+
+
+async def test_the_times_of_a_turn_that_waited_count_from_its_words() -> None:
+    scripts, waited_s = Scripts(), 0.0
+    async with talking(scripts, clock=lambda: time.monotonic() + waited_s) as client:
+        await understanding(client, scripts)
+        await client.speak("#" * 20)
+        await client.send(Stop(), Mark("heard"))
+        await client.until(lambda: client.of(MarkReached))
+        waited_s = 100.0
+        scripts.transcriber.held.set()
+        await client.idle(2)
+    assert client.of(TurnMetrics)[1].response_ms >= 100_000
+    check(client)
+
+
+async def test_words_that_are_too_long_to_wait_for_the_recogniser_are_left_out_which_is_told() -> None:
     scripts = Scripts()
     scripts.model.steps = [asyncio.Event()]
-    async with talking(scripts, max_utterance_ms=1_000) as client:
+    async with talking(scripts) as client:
         await understanding(client, scripts)
-        await client.speak("#" * 40 + "." * 40)  # of which only silence is left
-        await client.send(*[Stop()] * 100)
-        await client.send(Mark("heard"))
+        await client.speak("#" * round(MOST_KEPT_MS / FRAME_MS + 50))
+        await client.send(*[Stop()] * 100, Mark("heard"))
         await client.until(lambda: client.of(MarkReached))
         scripts.transcriber.held.set()
         await until(lambda: scripts.model.open)
+        await client.speak("#" * 30)  # of the same words
+        await client.send(Mark("more"))
+        await client.until(lambda: len(client.of(MarkReached)) == 2)
         assert client.session.phase is Phase.THINKING
         assert client.of(Interrupted) == []
+        await client.speak("." * 15 + "#" * 10)
+        await client.phase(Phase.CAPTURING, 1)
+    assert client.notices == [NOT_KEPT]
     check(client)
 
 
