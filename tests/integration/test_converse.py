@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 
 from taste.v1 import common_pb2, dialogue_pb2
-from taste_grpc.audio import Encoding, decode_clip, resample
+from taste_grpc.audio import resample
 from taste_grpc.audio.waveform import Float32Array
 from taste_grpc.dialogue.local import LocalDialogue
-from taste_grpc.speech import MoonshineRecogniser, PiperVoice, sample_recordings
+from taste_grpc.speech import MoonshineRecogniser, PiperVoice
 from tests.support.conversing import RATE_HZ, TURN, TYPED, Talk, calling, start, talking
 from tests.support.recording_engine import RecordingEngine
+from tests.support.recordings import best_of_times
 from tests.support.served import Served, served
 
 HARVARD = (
@@ -60,10 +61,7 @@ def recogniser() -> MoonshineRecogniser:
 
 @pytest.fixture(scope="module")
 def speech() -> Float32Array:
-    """Three seconds of a human voice."""
-    clip = decode_clip(sample_recordings()["two_cities"].read_bytes(), Encoding.WAV, max_ms=60_000)
-    samples = resample(clip.samples, clip.sample_rate_hz, RATE_HZ)
-    return samples[int(0.9 * RATE_HZ) : int(4.64 * RATE_HZ)]
+    return best_of_times(RATE_HZ)
 
 
 def dialogue(server: Served) -> LocalDialogue:

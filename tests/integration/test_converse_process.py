@@ -13,14 +13,15 @@ from typing import Any
 import pytest
 import soundfile
 
+from taste_grpc.audio import Waveform, write_wav
 from taste_grpc.dialogue.local import LocalDialogue
 from taste_grpc.own_server import LogEvent, ServerProcess
 from taste_grpc.settings import load_settings
-from taste_grpc.speech import sample_recordings
 from tests.support.command_line import SERVE_DIALOGUE, here, run
 from tests.support.conversing import Talk, talking
 from tests.support.live_server import until
 from tests.support.recording_engine import RecordingEngine
+from tests.support.recordings import best_of_times
 
 SAID = "best of times"
 SHORT_ANSWERS = ("--set", "stream.max_new_tokens=12")
@@ -65,10 +66,8 @@ def process() -> Iterator[Process]:
 
 @pytest.fixture(scope="module")
 def question(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three seconds of a human voice."""
-    samples, rate_hz = soundfile.read(sample_recordings()["two_cities"])
     path = tmp_path_factory.mktemp("audio") / "question.wav"
-    soundfile.write(path, samples[int(0.9 * rate_hz) : int(4.64 * rate_hz)], rate_hz)
+    write_wav(path, Waveform(best_of_times(48_000), 48_000))
     return path
 
 

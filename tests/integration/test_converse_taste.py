@@ -13,20 +13,19 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from taste.v1 import dialogue_pb2, taste_pb2_grpc
-from taste_grpc.audio import Encoding, decode_clip, resample
 from taste_grpc.audio.waveform import Float32Array
 from taste_grpc.dialogue.local import LocalDialogue
 from taste_grpc.engine import EngineSettings, LocalEngine
 from taste_grpc.engine.protocol import EngineStats
 from taste_grpc.observability import TextFormatter
 from taste_grpc.server.app import DIALOGUE_SERVICE, TASTE_SERVICE
-from taste_grpc.speech import sample_recordings
 from tests.checkpoints import TINY
 from tests.support import messages
 from tests.support.conversing import RATE_HZ, TURN, TYPED, Talk, calling, start, talking
 from tests.support.details import read_failure
 from tests.support.live_server import live_server
 from tests.support.log_lines import events
+from tests.support.recordings import best_of_times
 from tests.support.served import Served, served
 
 TASTE = {"log_latency": False, "language_model": "taste"}
@@ -76,9 +75,7 @@ def server(chat_checkpoint: Path) -> Iterator[TasteServer]:
 
 @pytest.fixture(scope="module")
 def speech() -> Float32Array:
-    clip = decode_clip(sample_recordings()["two_cities"].read_bytes(), Encoding.WAV, max_ms=60_000)
-    samples = resample(clip.samples, clip.sample_rate_hz, RATE_HZ)
-    return samples[int(0.9 * RATE_HZ) : int(4.64 * RATE_HZ)]
+    return best_of_times(RATE_HZ)
 
 
 def without_blanks(text: str) -> str:

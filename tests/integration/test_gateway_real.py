@@ -20,10 +20,10 @@ import soundfile
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
-from taste_grpc.audio import Encoding, decode_clip, encode_pcm, resample
-from taste_grpc.speech import sample_recordings
+from taste_grpc.audio import Encoding, encode_pcm
 from tests.support.live_gateway import Client, RealGateway, real_gateway
 from tests.support.live_server import until
+from tests.support.recordings import best_of_times
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -51,10 +51,7 @@ async def live(resume_dir: Path) -> AsyncIterator[RealGateway]:
 
 @pytest.fixture(scope="module")
 def speech() -> bytes:
-    """Nearly four seconds of a human voice."""
-    clip = decode_clip(sample_recordings()["two_cities"].read_bytes(), Encoding.WAV, max_ms=60_000)
-    samples = resample(clip.samples, clip.sample_rate_hz, RATE_HZ)
-    return encode_pcm(samples[int(0.9 * RATE_HZ) : int(4.64 * RATE_HZ)], Encoding.LINEAR16)
+    return encode_pcm(best_of_times(RATE_HZ), Encoding.LINEAR16)
 
 
 @asynccontextmanager

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import pytest_asyncio
 
-from taste_grpc.audio import Encoding, Waveform, decode_clip, resample, write_wav
-from taste_grpc.speech import sample_recordings
+from taste_grpc.audio import Waveform, write_wav
 from tests.support.browser import Visit, browser, visit, why_no_browser
 from tests.support.live_gateway import RealGateway, real_gateway
 from tests.support.live_server import until
+from tests.support.recordings import best_of_times
 
 if TYPE_CHECKING:
     from playwright.async_api import Browser
@@ -32,12 +32,9 @@ QUESTION = "What is your favourite animal?"
 @pytest.fixture(scope="module")
 def voice(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A person who waits for a moment, says one sentence and is silent."""
-    clip = decode_clip(sample_recordings()["two_cities"].read_bytes(), Encoding.WAV, max_ms=60_000)
-    samples = resample(clip.samples, clip.sample_rate_hz, MICROPHONE_HZ)
-    sentence = samples[int(0.9 * MICROPHONE_HZ) : int(4.64 * MICROPHONE_HZ)]
     moment = np.zeros(MICROPHONE_HZ // 2, np.float32)
     path = tmp_path_factory.mktemp("voice") / "sentence.wav"
-    write_wav(path, Waveform(np.concatenate([moment, sentence, moment]), MICROPHONE_HZ))
+    write_wav(path, Waveform(np.concatenate([moment, best_of_times(MICROPHONE_HZ), moment]), MICROPHONE_HZ))
     return path
 
 
